@@ -1,0 +1,216 @@
+/*
+ * Contexts: what the driver takes for one is not to be seen from inside while neighbours allocate, so the grant
+ * carries it, calibrated per card and driver by the node side. A context takes along what was made in it.
+ */
+#include "memory.h"
+
+/* key: context (created) or device + 1 (primary); bytes: charged; owner: the context; count: retained. */
+static struct vcuda_table contexts, primaries;
+
+static uint64_t cost_of_context(struct vcuda_share *share, int card) {
+    return vcuda_share_grant(share, card)->context_bytes;
+}
+
+static void forget_inside(struct vcuda_share *share, CUcontext context) {
+    vcuda_linear_forget_context(share, context);
+    vcuda_arrays_forget_context(share, context);
+    vcuda_modules_forget_context(share, context);
+}
+
+/* CUDA_SUCCESS: the card is granted and a context has been paid for. */
+static CUresult pay(struct vcuda_share *share, CUdevice device, int *card) {
+    *card = vcuda_card_of(share, device);
+    if (*card < 0) {
+        int count = 0;
+        /* What isn't a device is the driver's to say; a device that isn't granted has no memory for us. */
+        vcuda_real.cuDeviceGetCount(&count);
+        return device >= 0 && device < count ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_DEVICE;
+    }
+    uint64_t bytes = cost_of_context(share, *card);
+    return vcuda_reserve_or_settle(share, *card, VCUDA_KIND_CONTEXT, bytes) ? CUDA_SUCCESS
+                                                                            : vcuda_refuse(share, *card, bytes);
+}
+
+static CUresult created(struct vcuda_share *share, int card, CUresult result, CUcontext context) {
+    uint64_t bytes = cost_of_context(share, card);
+    struct vcuda_record record = {.key = (uint64_t)(uintptr_t)context, .bytes = bytes, .card = (int16_t)card,
+                                  .owner = (uint64_t)(uintptr_t)context, .count = 1};
+    if (result == CUDA_SUCCESS && vcuda_record_put(&contexts, &record))
+        return CUDA_SUCCESS;
+    if (result == CUDA_SUCCESS) {
+        vcuda_real.cuCtxDestroy_v2(context);
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    vcuda_release(share, card, VCUDA_KIND_CONTEXT, bytes);
+    return result;
+}
+
+#define CREATE(call)                                                                                           \
+    do {                                                                                                       \
+        struct vcuda_share *share = vcuda_limited_share();                                                     \
+        int card;                                                                                              \
+        if (!share || vcuda_depth || !pctx)                                                                    \
+            return (call);                                                                                     \
+        CUresult result = pay(share, dev, &card);                                                              \
+        if (result != CUDA_SUCCESS)                                                                            \
+            return result;                                                                                     \
+        vcuda_depth++;                                                                                         \
+        result = (call);                                                                                       \
+        vcuda_depth--;                                                                                         \
+        return created(share, card, result, result == CUDA_SUCCESS ? *pctx : NULL);                            \
+    } while (0)
+
+VCUDA_EXPORT CUresult cuCtxCreate(CUcontext *pctx, unsigned int flags, CUdevice dev) {
+    CREATE(vcuda_real.cuCtxCreate(pctx, flags, dev));
+}
+VCUDA_EXPORT CUresult cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
+    CREATE(vcuda_real.cuCtxCreate_v2(pctx, flags, dev));
+}
+VCUDA_EXPORT CUresult cuCtxCreate_v3(CUcontext *pctx, CUexecAffinityParam *paramsArray, int numParams,
+                                     unsigned int flags, CUdevice dev) {
+    CREATE(vcuda_real.cuCtxCreate_v3(pctx, paramsArray, numParams, flags, dev));
+}
+VCUDA_EXPORT CUresult cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags,
+                                     CUdevice dev) {
+    CREATE(vcuda_real.cuCtxCreate_v4(pctx, ctxCreateParams, flags, dev));
+}
+
+static CUresult destroyed(CUcontext context, CUresult result, struct vcuda_share *share,
+                          const struct vcuda_record *record) {
+    if (result != CUDA_SUCCESS) {
+        vcuda_record_put(&contexts, record);
+        return result;
+    }
+    forget_inside(share, context);
+    vcuda_release(share, record->card, VCUDA_KIND_CONTEXT, record->bytes);
+    return result;
+}
+
+#define DESTROY(call)                                                                                          \
+    do {                                                                                                       \
+        struct vcuda_share *share = vcuda_limited_share();                                                     \
+        struct vcuda_record record;                                                                            \
+        if (!share || !vcuda_record_take(&contexts, (uint64_t)(uintptr_t)ctx, &record))                        \
+            return (call);                                                                                     \
+        vcuda_depth++;                                                                                         \
+        CUresult result = (call);                                                                              \
+        vcuda_depth--;                                                                                         \
+        return destroyed(ctx, result, share, &record);                                                         \
+    } while (0)
+
+VCUDA_EXPORT CUresult cuCtxDestroy_v2(CUcontext ctx) {
+    DESTROY(vcuda_real.cuCtxDestroy_v2(ctx));
+}
+VCUDA_EXPORT CUresult cuCtxDestroy(CUcontext ctx) {
+    DESTROY(vcuda_real.cuCtxDestroy(ctx));
+}
+
+/* cuCtxAttach and cuCtxDetach count uses of a created context; the last detach destroys it. */
+VCUDA_EXPORT CUresult cuCtxAttach(CUcontext *pctx, unsigned int flags) {
+    CUresult result = vcuda_real.cuCtxAttach(pctx, flags);
+    if (result == CUDA_SUCCESS) {
+        vcuda_lock_take(&contexts.lock);
+        struct vcuda_record *record = vcuda_table_find(&contexts, (uint64_t)(uintptr_t)*pctx);
+        if (record)
+            record->count++;
+        vcuda_lock_give(&contexts.lock);
+    }
+    return result;
+}
+
+VCUDA_EXPORT CUresult cuCtxDetach(CUcontext ctx) {
+    struct vcuda_share *share = vcuda_limited_share();
+    struct vcuda_record record;
+    bool found = share && vcuda_record_take(&contexts, (uint64_t)(uintptr_t)ctx, &record);
+    CUresult result = vcuda_real.cuCtxDetach(ctx);
+    if (!found)
+        return result;
+    if (result != CUDA_SUCCESS || --record.count > 0) {
+        vcuda_record_put(&contexts, &record);
+        return result;
+    }
+    return destroyed(ctx, result, share, &record);
+}
+
+/* ---- primary contexts: one a device, made by the first retain and ended by the last release or a reset ---- */
+
+/* Around the primary contexts' calls: whether one is active is asked of the driver before and after. */
+static vcuda_lock primary_lock;
+
+void vcuda_contexts_forget_process(void) {
+    primary_lock = (vcuda_lock){0};
+}
+
+static bool is_active(CUdevice device) {
+    unsigned int flags;
+    int active = 0;
+    return vcuda_real.cuDevicePrimaryCtxGetState(device, &flags, &active) == CUDA_SUCCESS && active;
+}
+
+/* Caller holds primary_lock. */
+static void pay_back_if_ended(struct vcuda_share *share, CUdevice device) {
+    struct vcuda_record record;
+    if (is_active(device) || !vcuda_record_take(&primaries, (uint64_t)device + 1, &record))
+        return;
+    forget_inside(share, (CUcontext)(uintptr_t)record.owner);
+    vcuda_release(share, record.card, VCUDA_KIND_CONTEXT, record.bytes);
+}
+
+VCUDA_EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
+    struct vcuda_share *share = vcuda_limited_share();
+    if (!share || vcuda_depth || !pctx)
+        return vcuda_real.cuDevicePrimaryCtxRetain(pctx, dev);
+    int card = -1;
+    CUresult result = CUDA_SUCCESS;
+    struct vcuda_record record;
+    vcuda_lock_take(&primary_lock);
+    vcuda_depth++;
+    pay_back_if_ended(share, dev); /* ended behind our back, by its device being reset through another way */
+    bool fresh = !vcuda_record_read(&primaries, (uint64_t)dev + 1, &record);
+    if (fresh)
+        result = pay(share, dev, &card);
+    if (result == CUDA_ERROR_INVALID_DEVICE && card < 0)
+        result = vcuda_real.cuDevicePrimaryCtxRetain(pctx, dev);
+    else if (result == CUDA_SUCCESS) {
+        result = vcuda_real.cuDevicePrimaryCtxRetain(pctx, dev);
+        if (fresh) {
+            uint64_t bytes = cost_of_context(share, card);
+            record = (struct vcuda_record){.key = (uint64_t)dev + 1, .bytes = bytes, .card = (int16_t)card};
+            if (result == CUDA_SUCCESS)
+                record.owner = (uint64_t)(uintptr_t)*pctx;
+            if (result != CUDA_SUCCESS || !vcuda_record_put(&primaries, &record))
+                vcuda_release(share, card, VCUDA_KIND_CONTEXT, bytes);
+        }
+    }
+    vcuda_depth--;
+    vcuda_lock_give(&primary_lock);
+    return result;
+}
+
+#define END_PRIMARY(call)                                                                                      \
+    do {                                                                                                       \
+        struct vcuda_share *share = vcuda_limited_share();                                                     \
+        if (!share || vcuda_depth)                                                                             \
+            return (call);                                                                                     \
+        vcuda_lock_take(&primary_lock);                                                                        \
+        vcuda_depth++;                                                                                         \
+        CUresult result = (call);                                                                              \
+        if (result == CUDA_SUCCESS)                                                                            \
+            pay_back_if_ended(share, dev);                                                                     \
+        vcuda_depth--;                                                                                         \
+        vcuda_lock_give(&primary_lock);                                                                        \
+        return result;                                                                                         \
+    } while (0)
+
+VCUDA_EXPORT CUresult cuDevicePrimaryCtxRelease(CUdevice dev) {
+    END_PRIMARY(vcuda_real.cuDevicePrimaryCtxRelease(dev));
+}
+VCUDA_EXPORT CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
+    END_PRIMARY(vcuda_real.cuDevicePrimaryCtxRelease_v2(dev));
+}
+VCUDA_EXPORT CUresult cuDevicePrimaryCtxReset(CUdevice dev) {
+    END_PRIMARY(vcuda_real.cuDevicePrimaryCtxReset(dev));
+}
+VCUDA_EXPORT CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
+    END_PRIMARY(vcuda_real.cuDevicePrimaryCtxReset_v2(dev));
+}

@@ -1,0 +1,33 @@
+"""docs/reference/cli.md from the command line's own help: `python -m tools.cli_reference`."""
+
+from pathlib import Path
+
+import click
+
+from vcuda.__main__ import cli
+
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference" / "cli.md"
+
+
+def commands() -> list[click.Command]:
+    """List the sub-commands, in the order of the help."""
+    context = click.Context(cli)
+    found = (cli.get_command(context, name) for name in cli.list_commands(context))
+    return [command for command in found if command is not None]
+
+
+def reference() -> str:
+    """Write the page's text."""
+    top = click.Context(cli, info_name="vcuda", max_content_width=100)
+    parts = [
+        "# Command line\n\nGenerated from `--help` by `python -m tools.cli_reference`; a test compares them.\n",
+        f"```\n{cli.get_help(top)}\n```\n",
+    ]
+    for command in commands():
+        context = click.Context(command, info_name=command.name, parent=top, max_content_width=100)
+        parts.append(f"## vcuda {command.name}\n\n```\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(reference())

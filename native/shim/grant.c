@@ -10,6 +10,11 @@
 #include "sys.h"
 #include "vcuda/abi_check.h"
 
+#define MOST_BYTES                                                                                           \
+    (65536 + (size_t)VCUDA_MAX_CARDS * 65536) /* the largest grant that the check lets pass                  \
+                                               */
+#define WRITER_TRIES 50                       /* a change in place is waited for, 1 ms each time */
+
 #define SAY(...) (void)(why && snprintf(why, why_bytes, __VA_ARGS__))
 
 static bool printable(const char *text, size_t bytes) {
@@ -36,7 +41,8 @@ static enum vcuda_grant_status check_card(const struct vcuda_grant_card *card, u
     }
     if (card->core_ppm == 0 || card->core_ppm > VCUDA_PPM || card->core_max_ppm < card->core_ppm ||
         card->core_max_ppm > VCUDA_PPM) {
-        SAY("card %u of the grant has a core share of %u ppm with a ceiling of %u; 1 <= share <= ceiling <= %u",
+        SAY("card %u of the grant has a core share of %u ppm with a ceiling of %u; 1 <= share <= ceiling <= "
+            "%u",
             index, card->core_ppm, card->core_max_ppm, VCUDA_PPM);
         return VCUDA_GRANT_VALUE;
     }
@@ -64,7 +70,8 @@ enum vcuda_grant_status vcuda_grant_check(const void *data, size_t bytes, char *
         return VCUDA_GRANT_GARBAGE;
     }
     if (header.abi_major != VCUDA_ABI_MAJOR) {
-        SAY("the grant has ABI version %u.%u, this library %u.%u: install the same version of vcuda on both sides",
+        SAY("the grant has ABI version %u.%u, this library %u.%u: install the same version of vcuda on both "
+            "sides",
             header.abi_major, header.abi_minor, VCUDA_ABI_MAJOR, VCUDA_ABI_MINOR);
         return VCUDA_GRANT_VERSION;
     }
@@ -87,7 +94,8 @@ enum vcuda_grant_status vcuda_grant_check(const void *data, size_t bytes, char *
     char uuids[VCUDA_MAX_CARDS][VCUDA_UUID_SIZE];
     for (uint32_t index = 0; index < header.card_count; index++) {
         struct vcuda_grant_card card;
-        memcpy(&card, (const char *)data + header.header_bytes + (size_t)index * header.card_bytes, sizeof card);
+        memcpy(&card, (const char *)data + header.header_bytes + (size_t)index * header.card_bytes,
+               sizeof card);
         enum vcuda_grant_status status = check_card(&card, index, why, why_bytes);
         if (status != VCUDA_GRANT_OK)
             return status;
@@ -98,6 +106,48 @@ enum vcuda_grant_status vcuda_grant_check(const void *data, size_t bytes, char *
                 return VCUDA_GRANT_VALUE;
             }
     }
+    return VCUDA_GRANT_OK;
+}
+
+/* Reads the file while nobody changes it in place; a writer that was killed at work is not waited for long.
+ */
+static ssize_t read_stable(int fd, void *copy, size_t bytes) {
+    uint64_t at = offsetof(struct vcuda_grant, generation), before, after;
+    for (int tries = 0;; tries++) {
+        bool known = sys_pread(fd, &before, sizeof before, at) == (ssize_t)sizeof before;
+        ssize_t got = sys_pread(fd, copy, bytes, 0);
+        known &= sys_pread(fd, &after, sizeof after, at) == (ssize_t)sizeof after;
+        if (!known || tries == WRITER_TRIES || (before == after && before % 2 == 0))
+            return got;
+        struct timespec pause = {0, 1000000};
+        syscall(SYS_nanosleep, &pause, NULL);
+    }
+}
+
+/* Checks a copy, so that a file cut short between two looks cannot make us fault, and maps what was checked.
+ */
+static enum vcuda_grant_status check_and_map(struct vcuda_grant_map *map, int fd, char *copy, size_t bytes,
+                                             const char *path, char *why, size_t why_bytes) {
+    ssize_t got = read_stable(fd, copy, bytes);
+    if (got < 0) {
+        SAY("the grant %s cannot be read: %s", path, strerror(errno));
+        return VCUDA_GRANT_UNREADABLE;
+    }
+    enum vcuda_grant_status status = vcuda_grant_check(copy, (size_t)got, why, why_bytes);
+    if (status != VCUDA_GRANT_OK)
+        return status;
+    const struct vcuda_grant *header = (const struct vcuda_grant *)copy;
+    size_t map_bytes = header->header_bytes + (size_t)header->card_count * header->card_bytes;
+    void *memory = mmap(NULL, map_bytes, PROT_READ, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED) {
+        SAY("the grant %s cannot be mapped: %s", path, strerror(errno));
+        return VCUDA_GRANT_UNREADABLE;
+    }
+    map->header = memory;
+    map->map_bytes = map_bytes;
+    map->card_count = header->card_count;
+    map->card_bytes = header->card_bytes;
+    map->cards = (const char *)memory + header->header_bytes;
     return VCUDA_GRANT_OK;
 }
 
@@ -114,35 +164,19 @@ enum vcuda_grant_status vcuda_grant_open(struct vcuda_grant_map *map, const char
     struct stat st;
     if (sys_fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
         SAY("the grant %s is not a file", path);
-        goto done;
+        sys_close(fd);
+        return status;
     }
-    /* Checked on a copy, so that a file cut short between the two looks cannot make us fault. */
-    size_t bytes = (size_t)st.st_size < sizeof(struct vcuda_grant) * 4 ? (size_t)st.st_size
-                                                                       : sizeof(struct vcuda_grant) * 4;
-    _Alignas(64) char copy[sizeof(struct vcuda_grant) * 4];
-    ssize_t got = bytes ? pread(fd, copy, bytes, 0) : 0;
-    if (got < 0) {
+    size_t bytes = (size_t)st.st_size < MOST_BYTES ? (size_t)st.st_size : MOST_BYTES;
+    /* Not on the stack: this may be a thread with a small one. */
+    char *copy = mmap(NULL, MOST_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED) {
         SAY("the grant %s cannot be read: %s", path, strerror(errno));
-        goto done;
+    } else {
+        status = check_and_map(map, fd, copy, bytes, path, why, why_bytes);
+        munmap(copy, MOST_BYTES);
     }
-    status = vcuda_grant_check(copy, (size_t)got, why, why_bytes);
-    if (status != VCUDA_GRANT_OK)
-        goto done;
-    const struct vcuda_grant *header = (const struct vcuda_grant *)copy;
-    map->card_count = header->card_count;
-    map->card_bytes = header->card_bytes;
-    map->map_bytes = header->header_bytes + (size_t)map->card_count * map->card_bytes;
-    size_t first = header->header_bytes;
-    void *memory = mmap(NULL, map->map_bytes, PROT_READ, MAP_SHARED, fd, 0);
-    if (memory == MAP_FAILED) {
-        SAY("the grant %s cannot be mapped: %s", path, strerror(errno));
-        status = VCUDA_GRANT_UNREADABLE;
-        goto done;
-    }
-    map->header = memory;
-    map->cards = (const char *)memory + first;
-done:
-    close(fd);
+    sys_close(fd);
     return status;
 }
 

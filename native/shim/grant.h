@@ -1,8 +1,8 @@
 /*
  * The grant: reading what the container may use.
  *
- * A grant that is broken in any way is refused as a whole; nothing of it is believed. Nothing here prints; `why`
- * gets one line that says what is wrong, for the one who prints.
+ * A grant that is broken in any way is refused as a whole; nothing of it is believed. Nothing here prints;
+ * `why` gets one line that says what is wrong, for the one who prints.
  */
 #ifndef VCUDA_GRANT_H
 #define VCUDA_GRANT_H
@@ -18,9 +18,9 @@ enum vcuda_grant_status {
     VCUDA_GRANT_MISSING,    /* no such file */
     VCUDA_GRANT_UNREADABLE, /* there, but cannot be opened, read or mapped */
     VCUDA_GRANT_TRUNCATED,
-    VCUDA_GRANT_GARBAGE,    /* not a grant, or fields that contradict each other */
-    VCUDA_GRANT_VERSION,    /* of another ABI version */
-    VCUDA_GRANT_VALUE,      /* a limit, share or name out of its range */
+    VCUDA_GRANT_GARBAGE, /* not a grant, or fields that contradict each other */
+    VCUDA_GRANT_VERSION, /* of another ABI version */
+    VCUDA_GRANT_VALUE,   /* a limit, share or name out of its range */
 };
 
 struct vcuda_grant_map {
@@ -39,7 +39,8 @@ enum vcuda_grant_status vcuda_grant_open(struct vcuda_grant_map *map, const char
                                          size_t why_bytes);
 void vcuda_grant_close(struct vcuda_grant_map *map);
 
-static inline const struct vcuda_grant_card *vcuda_grant_card(const struct vcuda_grant_map *map, uint32_t card) {
+static inline const struct vcuda_grant_card *vcuda_grant_card(const struct vcuda_grant_map *map,
+                                                              uint32_t card) {
     return (const struct vcuda_grant_card *)(map->cards + (size_t)card * map->card_bytes);
 }
 

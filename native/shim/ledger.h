@@ -4,14 +4,15 @@
  * Promises, for any process killed or stopped at any instruction (docs/decisions/0001-ledger.md):
  *   - the sum of the charges never exceeds the limit that was passed to reserve;
  *   - a charge that fits is not refused because of a race;
- *   - a dead process's charges vanish, and nobody waits for it, nor for a stopped one, more than VCUDA_LEASE_NS.
+ *   - a dead process's charges vanish, and nobody waits for it, nor for a stopped one, more than the lease.
  *
- * A slot belongs to the process that holds the open-file-description lock on its byte of the file. The lock lives
- * as long as the mapping made from the same open file does: until exit or exec, not a moment longer, and not in a
- * forked child, which does not inherit the mapping. The kernel is thus the judge of who is alive, in any pid
- * namespace.
+ * A slot belongs to the process that holds the open-file-description lock on its byte of the file. The lock
+ * lives as long as the mapping made from the same open file does: until exit or exec, not a moment longer,
+ * and not in a forked child, which does not inherit the mapping. The kernel is thus the judge of who is
+ * alive, in any pid namespace.
  *
- * Nothing here allocates memory, prints, or knows of CUDA. Compiled into the shim and into the Python binding.
+ * Nothing here allocates memory, prints, or knows of CUDA. Compiled into the shim and into the Python
+ * binding. A map is used by any number of threads, but opened and closed by one at a time.
  */
 #ifndef VCUDA_LEDGER_H
 #define VCUDA_LEDGER_H
@@ -22,7 +23,7 @@
 
 #include "vcuda/abi.h"
 
-#define VCUDA_LEASE_NS 20000000 /* a holder that has not released a card's lock by then has lost it */
+#define VCUDA_LEASE_NS 5000000 /* a holder that has not released a card's lock by then has lost it */
 
 enum vcuda_ledger_status {
     VCUDA_LEDGER_OK = 0,
@@ -40,11 +41,12 @@ enum vcuda_ledger_status {
 struct vcuda_ledger_map {
     struct vcuda_ledger *header;
     size_t map_bytes;
-    char *slots; /* the geometry is copied once, when it has been checked: the file can be written by its users */
+    char *slots; /* the geometry is copied once, when it was checked: users can write to the file */
     uint32_t slot_count, slot_bytes;
     int slot;
-    uint64_t generation; /* of the slot when it was taken */
-    uint64_t device, inode; /* of the file that is mapped */
+    int kept_fd;                       /* -1, but where a mapping alone does not keep a lock */
+    uint64_t generation;               /* of the slot when it was taken */
+    uint64_t device, inode;            /* of the file that is mapped */
     uint16_t other_major, other_minor; /* for VCUDA_LEDGER_VERSION */
     char path[256];
 };
@@ -65,22 +67,25 @@ struct vcuda_slot *vcuda_ledger_slot(const struct vcuda_ledger_map *map, uint32_
 /* Whether a living process owns slot `index`. One system call. */
 bool vcuda_ledger_alive(const struct vcuda_ledger_map *map, uint32_t index);
 
-/* Zero the slots whose owners are gone; returns how many. The owner of the map need not have a slot. */
+/* Empty the slots whose owners are gone; returns how many. The owner of the map need not have a slot. */
 uint32_t vcuda_ledger_reclaim(const struct vcuda_ledger_map *map);
 
 /* Charge `bytes` on `card` if the card's charges then stay within `limit`; else count a refusal. */
-bool vcuda_ledger_reserve(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind, uint64_t bytes,
-                          uint64_t limit);
+bool vcuda_ledger_reserve(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind,
+                          uint64_t bytes, uint64_t limit);
 /* As reserve, without counting a refusal. */
 bool vcuda_ledger_try_reserve(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind,
                               uint64_t bytes, uint64_t limit);
 /* Charge whatever the limit says: for what the driver has already taken. */
-void vcuda_ledger_charge(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind, uint64_t bytes);
+void vcuda_ledger_charge(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind,
+                         uint64_t bytes);
 /* Give back a charge of this process. */
-void vcuda_ledger_release(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind, uint64_t bytes);
+void vcuda_ledger_release(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind,
+                          uint64_t bytes);
 void vcuda_ledger_count_refusal(const struct vcuda_ledger_map *map, uint32_t card, uint64_t bytes);
 
-/* The sum of all charges on `card`, in bytes; exact when nobody is writing. */
+/* The sum of all charges on `card`, in bytes; exact when nobody is writing. What the dead held is in it until
+ * somebody needs it, starts, or reclaims. */
 uint64_t vcuda_ledger_used(const struct vcuda_ledger_map *map, uint32_t card);
 
 /* Bytes that one slot has charged on `card`. */

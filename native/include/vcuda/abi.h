@@ -17,15 +17,15 @@
 #define VCUDA_ABI_MAJOR 1
 #define VCUDA_ABI_MINOR 0
 
-#define VCUDA_GRANT_MAGIC 0x3152474144554356 /* "VCUDAGR1" in little-endian order */
+#define VCUDA_GRANT_MAGIC 0x3152474144554356  /* "VCUDAGR1" in little-endian order */
 #define VCUDA_LEDGER_MAGIC 0x31474c4144554356 /* "VCUDALG1" */
 
-#define VCUDA_MAX_CARDS 16 /* cards that one grant can name */
+#define VCUDA_MAX_CARDS 16   /* cards that one grant can name */
 #define VCUDA_MAX_SLOTS 4096 /* processes that one ledger can hold */
 #define VCUDA_DEFAULT_SLOTS 1024
 #define VCUDA_UUID_SIZE 64
 #define VCUDA_MAX_BYTES 0xfffffffffff /* 2^44 - 1: what the ledger's word can count */
-#define VCUDA_PPM 1000000 /* core shares are parts per million of a card's SM time */
+#define VCUDA_PPM 1000000             /* core shares are parts per million of a card's SM time */
 
 /* What a card's bytes are used for; index into vcuda_slot_card.bytes. */
 enum vcuda_kind {
@@ -44,16 +44,16 @@ enum vcuda_kind {
 #define VCUDA_CARD_WHOLE 1 /* the container has the whole card: metered, not limited */
 
 struct vcuda_grant_card {
-    char uuid[64];            /* "GPU-..." or "MIG-...", NUL-terminated, zero-padded */
-    uint64_t memory_bytes;    /* hard limit */
-    uint32_t core_ppm;        /* guaranteed share of SM time; VCUDA_PPM = no limit */
-    uint32_t core_max_ppm;    /* ceiling that idle time may be used up to; >= core_ppm */
-    int32_t priority;         /* -1 low, 0 normal, 1 high */
-    uint32_t flags;           /* VCUDA_CARD_* */
-    uint64_t context_bytes;   /* what one context costs on this card and driver; 0 = not calibrated */
-    uint64_t page_bytes;      /* granularity of device memory; a power of two, 0 = 2 MiB */
+    char uuid[64];             /* "GPU-..." or "MIG-...", NUL-terminated, zero-padded */
+    uint64_t memory_bytes;     /* hard limit */
+    uint32_t core_ppm;         /* guaranteed share of SM time; VCUDA_PPM = no limit */
+    uint32_t core_max_ppm;     /* ceiling that idle time may be used up to; >= core_ppm */
+    int32_t priority;          /* -1 low, 0 normal, 1 high */
+    uint32_t flags;            /* VCUDA_CARD_* */
+    uint64_t context_bytes;    /* what one context costs on this card and driver; 0 = not calibrated */
+    uint64_t page_bytes;       /* granularity of device memory; a power of two, 0 = 2 MiB */
     uint64_t pool_chunk_bytes; /* by which a stream-ordered pool grows; 0 = learned */
-    int64_t slice_ppm;        /* slow correction for time slicing by neighbours; 0 = none */
+    int64_t slice_ppm;         /* slow correction for time slicing by neighbours; 0 = none */
     uint64_t reserved[17];
 };
 
@@ -63,53 +63,53 @@ struct vcuda_grant {
     uint16_t abi_minor;
     uint32_t header_bytes; /* offset of cards[0] */
     uint64_t file_bytes;
-    uint64_t generation;   /* even: stable; odd: the writer is at work. Grows with every change */
+    uint64_t generation; /* even: stable; odd: the writer is at work. Grows with every change */
     uint32_t card_count;
-    uint32_t card_bytes;   /* stride of cards[] */
+    uint32_t card_bytes; /* stride of cards[] */
     uint32_t flags;
     uint32_t pad0;
-    char name[64];         /* whose share: shown by tools; NUL-terminated, zero-padded */
+    char name[64]; /* whose share: shown by tools; NUL-terminated, zero-padded */
     uint64_t reserved[18];
     struct vcuda_grant_card cards[16];
 };
 
 /* One card's part of a process slot. Written by the slot's process alone, but for `word`, see ledger.h. */
 struct vcuda_slot_card {
-    uint64_t word;       /* bits 0-43: bytes charged; bits 44-63: fence version */
+    uint64_t word; /* bits 0-43: bytes charged; bits 44-63: fence version */
     uint64_t pad0[7];
-    uint64_t bytes[8];   /* by enum vcuda_kind; their sum follows `word` */
-    uint64_t gpu_ns;     /* GPU time consumed */
-    uint64_t launches;   /* kernels and graphs submitted */
-    uint64_t wait_ns;    /* time launches spent waiting for balance */
+    uint64_t bytes[8]; /* by enum vcuda_kind; their sum follows `word` */
+    uint64_t gpu_ns;   /* GPU time consumed */
+    uint64_t launches; /* kernels and graphs submitted */
+    uint64_t wait_ns;  /* time launches spent waiting for balance */
     uint64_t waits;
-    uint64_t refused;    /* allocations refused by the limit */
+    uint64_t refused;       /* allocations refused by the limit */
     uint64_t refused_bytes; /* size of the last one refused */
-    uint64_t peak_bytes; /* highest charge so far */
+    uint64_t peak_bytes;    /* highest charge so far */
     uint64_t pad1[1];
 };
 
 struct vcuda_slot {
-    uint64_t generation; /* grows with every owner */
-    uint32_t in_use;     /* for readers; who owns the slot is decided by the file lock on it */
-    int32_t pid;         /* in the owner's own pid namespace */
-    uint64_t pid_ns;     /* inode of that namespace */
+    uint64_t generation;  /* grows with every owner */
+    uint32_t in_use;      /* for readers; who owns the slot is decided by the file lock on it */
+    int32_t pid;          /* in the owner's own pid namespace */
+    uint64_t pid_ns;      /* inode of that namespace */
     uint64_t start_ticks; /* field 22 of /proc/PID/stat */
-    char comm[16];       /* NUL-terminated */
-    uint64_t attach_ns;  /* CLOCK_MONOTONIC */
+    char comm[16];        /* NUL-terminated */
+    uint64_t attach_ns;   /* CLOCK_MONOTONIC */
     uint64_t pad0[1];
     struct vcuda_slot_card cards[16];
 };
 
 /* One card's part of the ledger. */
 struct vcuda_ledger_card {
-    uint64_t lock;           /* lease lock, see ledger.h */
+    uint64_t lock; /* lease lock, see ledger.h */
     uint64_t pad0[7];
-    int64_t balance_ns;      /* the limiter's bucket */
-    uint64_t refill_ns;      /* when it was last refilled */
-    uint64_t limiter[22];    /* for the limiter */
-    uint64_t reclaimed_ns;   /* CLOCK_MONOTONIC of the last slot taken back from a dead process */
-    uint64_t reclaimed;      /* how many were */
-    uint64_t ended_gpu_ns;   /* totals of the processes that are gone */
+    int64_t balance_ns;    /* the limiter's bucket */
+    uint64_t refill_ns;    /* when it was last refilled */
+    uint64_t limiter[22];  /* for the limiter */
+    uint64_t reclaimed_ns; /* CLOCK_MONOTONIC of the last slot taken back from a dead process */
+    uint64_t reclaimed;    /* how many were */
+    uint64_t ended_gpu_ns; /* totals of the processes that are gone */
     uint64_t ended_launches;
     uint64_t ended_wait_ns;
     uint64_t ended_refused;
@@ -123,9 +123,9 @@ struct vcuda_ledger {
     uint32_t header_bytes; /* offset of the first slot */
     uint64_t file_bytes;
     uint32_t slot_count;
-    uint32_t slot_bytes;   /* stride of the slots */
-    uint64_t created_ns;   /* CLOCK_REALTIME */
-    uint32_t slots_high;   /* slots below this index have been used at some time */
+    uint32_t slot_bytes; /* stride of the slots */
+    uint64_t created_ns; /* CLOCK_REALTIME */
+    uint32_t slots_high; /* slots below this index have been used at some time */
     uint32_t pad0;
     uint64_t reserved[10];
     struct vcuda_ledger_card cards[16];

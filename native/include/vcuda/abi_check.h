@@ -6,7 +6,7 @@
 
 #include "vcuda/abi.h"
 
-#define VCUDA_AT(type, field, offset) \
+#define VCUDA_AT(type, field, offset)                                                                        \
     _Static_assert(offsetof(struct type, field) == (offset), #type "." #field " has moved")
 
 VCUDA_AT(vcuda_grant_card, memory_bytes, 64);

@@ -1,0 +1,419 @@
+/*
+ * The ledger's slots: who owns one, and what becomes of it when the owner is gone.
+ *
+ * An owner holds the lock on the slot's owner byte until it dies. Whoever prepares or tidies a slot holds its
+ * claim byte meanwhile, so that two never do it at once. What the dead have charged is taken back without any
+ * lock: it must not depend on a process that may be stopped.
+ */
+#include "ledger_parts.h"
+
+#include <errno.h>
+#include <linux/magic.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/vfs.h>
+
+#include "lock.h"
+#include "sys.h"
+
+/* Lock bytes lie far beyond the file's end, so that no reader of the file trips over them. */
+#define OWNER_BYTES ((uint64_t)1 << 40)
+#define CLAIM_BYTES (OWNER_BYTES + VCUDA_MAX_SLOTS)
+
+#define BUSY_TRIES 50 /* a slot that is being prepared or tidied is waited for, 1 ms each time */
+
+/* ---- locks ---- */
+
+static bool set_lock(int fd, short type, uint64_t byte) {
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = 1};
+    return sys_file_lock(fd, F_OFD_SETLK, &lock) == 0;
+}
+
+/* Whether another open file holds the byte. */
+static bool held(int fd, uint64_t byte) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = 1};
+    /* If the kernel cannot say, the owner lives: memory is never given twice. */
+    return sys_file_lock(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
+}
+
+static bool owned(int fd, uint32_t index) {
+    return held(fd, OWNER_BYTES + index);
+}
+
+/* A second open file of the ledger: its view of the locks is that of a stranger. */
+static int open_stranger(const struct vcuda_ledger_map *map, int flags) {
+    int fd = sys_open(map->path, flags | O_NOCTTY | O_NONBLOCK);
+    struct stat st;
+    if (fd >= 0 && (sys_fstat(fd, &st) != 0 || (uint64_t)st.st_dev != map->device ||
+                    (uint64_t)st.st_ino != map->inode)) {
+        sys_close(fd);
+        errno = ESTALE;
+        return -1;
+    }
+    return fd;
+}
+
+bool vcuda_ledger_alive(const struct vcuda_ledger_map *map, uint32_t index) {
+    int fd = open_stranger(map, O_RDONLY);
+    if (fd < 0)
+        return true;
+    bool result = owned(fd, index);
+    sys_close(fd);
+    return result;
+}
+
+/* ---- the dead ---- */
+
+/* Takes back what a slot without an owner has charged on one card. The word is read before the owner is
+ * looked for: an owner that comes in between raises the fence first, and the swap fails. */
+static bool take_back(const struct vcuda_ledger_map *map, int fd, uint32_t index, uint32_t card) {
+    uint64_t *word = &vcuda_ledger_slot(map, index)->cards[card].word;
+    struct vcuda_ledger_card *all = &map->header->cards[card];
+    uint64_t seen = load(word);
+    while (seen & BYTES_MASK) {
+        POINT("charge seen");
+        if (owned(fd, index))
+            return false;
+        POINT("found dead");
+        /* Before the bytes are free: who gets them may find the driver still at work on the dead. */
+        store_relaxed(&all->reclaimed_ns, sys_clock_ns(CLOCK_MONOTONIC));
+        if (swap_if(word, &seen, fence_of(seen) + FENCE_ONE)) {
+            add_relaxed(&all->reclaimed, 1);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Empties a slot that the caller has claimed and that has no owner; its totals go to the card's. */
+static void empty(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
+    struct vcuda_slot *slot = vcuda_ledger_slot(map, index);
+    for (uint32_t card = 0; card < VCUDA_MAX_CARDS; card++) {
+        struct vcuda_slot_card *own = &slot->cards[card];
+        struct vcuda_ledger_card *all = &map->header->cards[card];
+        take_back(map, fd, index, card);
+        /* The fence must not repeat for a thief, or a reclaimer, that still has the old owner in view. */
+        __atomic_fetch_add(&own->word, FENCE_ONE, __ATOMIC_SEQ_CST);
+        for (uint32_t kind = 0; kind < VCUDA_KINDS; kind++)
+            store_relaxed(&own->bytes[kind], 0);
+        add_relaxed(&all->ended_gpu_ns, __atomic_exchange_n(&own->gpu_ns, 0, __ATOMIC_RELAXED));
+        add_relaxed(&all->ended_launches, __atomic_exchange_n(&own->launches, 0, __ATOMIC_RELAXED));
+        add_relaxed(&all->ended_wait_ns, __atomic_exchange_n(&own->wait_ns, 0, __ATOMIC_RELAXED));
+        add_relaxed(&all->ended_refused, __atomic_exchange_n(&own->refused, 0, __ATOMIC_RELAXED));
+        store_relaxed(&own->waits, 0);
+        store_relaxed(&own->refused_bytes, 0);
+        store_relaxed(&own->peak_bytes, 0);
+    }
+    POINT("emptied");
+    __atomic_store_n(&slot->in_use, 0, __ATOMIC_SEQ_CST);
+}
+
+/* Makes a dead process's slot look free; left for later where somebody is at it. */
+static bool tidy(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
+    if (!__atomic_load_n(&vcuda_ledger_slot(map, index)->in_use, __ATOMIC_SEQ_CST) ||
+        !set_lock(fd, F_WRLCK, CLAIM_BYTES + index))
+        return false;
+    POINT("tidying");
+    bool dead = !owned(fd, index);
+    if (dead)
+        empty(map, fd, index);
+    set_lock(fd, F_UNLCK, CLAIM_BYTES + index);
+    return dead;
+}
+
+static bool holds(const struct vcuda_slot *slot, uint32_t card) {
+    if (card != EVERY_CARD)
+        return load(&slot->cards[card].word) & BYTES_MASK;
+    if (__atomic_load_n(&slot->in_use, __ATOMIC_SEQ_CST))
+        return true;
+    for (card = 0; card < VCUDA_MAX_CARDS; card++)
+        if (load(&slot->cards[card].word) & BYTES_MASK)
+            return true;
+    return false;
+}
+
+/* Looks at every slot from `first` on, all round; no further once it has met `patience` of the living. */
+static uint32_t reclaim(const struct vcuda_ledger_map *map, uint32_t card, uint32_t first,
+                        uint32_t patience) {
+    int fd = -1;
+    uint32_t emptied = 0, high = slots_high(map);
+    for (uint32_t step = 0; step < high && patience; step++) {
+        uint32_t index = (first + step) % high;
+        if ((int)index == map->slot || !holds(vcuda_ledger_slot(map, index), card))
+            continue;
+        if (fd < 0 && (fd = open_stranger(map, O_RDWR)) < 0)
+            return 0;
+        if (owned(fd, index)) {
+            patience--;
+            continue;
+        }
+        bool took = false;
+        for (uint32_t each = 0; each < VCUDA_MAX_CARDS; each++)
+            took |= take_back(map, fd, index, each);
+        took |= tidy(map, fd, index);
+        emptied += took;
+    }
+    if (fd >= 0)
+        sys_close(fd);
+    return emptied;
+}
+
+uint32_t vcuda_ledger_reclaim_card(const struct vcuda_ledger_map *map, uint32_t card) {
+    return reclaim(map, card, 0, UINT32_MAX);
+}
+
+/* What a process does that starts: the kernel looks at all locks to answer for one, so among hundreds of the
+ * living it looks at some, from a place that chance gives. Who needs the dead's memory looks at all. */
+#define PATIENCE 4
+static void reclaim_some(const struct vcuda_ledger_map *map) {
+    uint32_t chance = (uint32_t)(sys_clock_ns(CLOCK_MONOTONIC) >> 8);
+    reclaim(map, EVERY_CARD, chance % VCUDA_MAX_SLOTS, PATIENCE);
+}
+
+uint32_t vcuda_ledger_reclaim(const struct vcuda_ledger_map *map) {
+    return vcuda_ledger_reclaim_card(map, EVERY_CARD);
+}
+
+/* ---- forks ---- */
+
+/*
+ * A child that is forked while a slot is being taken would inherit the open file, and keep its parent's slot
+ * alive after the parent's death. So a fork waits for the end of that, but not for ever: a handler of a
+ * signal that came in the midst of it may fork too. A descriptor that is kept (see attach) is closed in the
+ * child.
+ */
+#define FORK_TRIES 4000 /* 50 us between two */
+#define KEPT 8
+
+static vcuda_lock open_file;  /* held while there is a descriptor with an owner's lock */
+static __thread bool forking; /* this thread holds it */
+static int kept_fds[KEPT];    /* plus one, 0 = none */
+
+static void pause_us(long us) {
+    struct timespec pause = {0, us * 1000};
+    syscall(SYS_nanosleep, &pause, NULL);
+}
+
+static void before_fork(void) {
+    forking = vcuda_lock_try(&open_file);
+    for (int tries = 0; !forking && tries < FORK_TRIES; tries++) {
+        pause_us(50);
+        forking = vcuda_lock_try(&open_file);
+    }
+}
+
+static void after_fork_in_parent(void) {
+    if (!forking)
+        return;
+    forking = false;
+    vcuda_lock_give(&open_file);
+}
+
+static void after_fork_in_child(void) {
+    forking = false;
+    open_file = (vcuda_lock){0};
+    for (int i = 0; i < KEPT; i++) {
+        if (kept_fds[i])
+            sys_close(kept_fds[i] - 1);
+        kept_fds[i] = 0;
+    }
+}
+
+static bool keep(struct vcuda_ledger_map *map, int fd) {
+    for (int i = 0; i < KEPT; i++)
+        if (!kept_fds[i]) {
+            /* Out of the way of programs that expect the lowest numbers. */
+            int high = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 500);
+            if (high >= 0) {
+                sys_close(fd);
+                fd = high;
+            }
+            kept_fds[i] = fd + 1;
+            map->kept_fd = fd;
+            return true;
+        }
+    return false;
+}
+
+/* The caller holds open_file. */
+static void unmap(struct vcuda_ledger_map *map) {
+    if (map->header)
+        munmap(map->header, map->map_bytes);
+    map->header = NULL;
+    map->slot = -1;
+    for (int i = 0; map->kept_fd >= 0 && i < KEPT; i++)
+        if (kept_fds[i] == map->kept_fd + 1) {
+            kept_fds[i] = 0;
+            sys_close(map->kept_fd);
+        }
+    map->kept_fd = -1;
+}
+
+void vcuda_ledger_close(struct vcuda_ledger_map *map) {
+    vcuda_lock_take(&open_file);
+    unmap(map);
+    vcuda_lock_give(&open_file);
+}
+
+/* ---- taking a slot ---- */
+
+/* From /proc/self/stat: the name, and field 22, clock ticks from boot to the process's start. Left empty and
+ * 0 where they cannot be read. */
+static void name_self(struct vcuda_slot *slot) {
+    char text[512];
+    memset(slot->comm, 0, sizeof slot->comm);
+    slot->start_ticks = 0;
+    int fd = sys_open("/proc/self/stat", O_RDONLY);
+    if (fd < 0)
+        return;
+    ssize_t got = sys_pread(fd, text, sizeof text - 1, 0);
+    sys_close(fd);
+    text[got > 0 ? got : 0] = 0;
+    const char *name = strchr(text, '('), *field = strrchr(text, ')'); /* what is between may hold anything */
+    if (!name || !field)
+        return;
+    size_t length = (size_t)(field - name - 1);
+    memcpy(slot->comm, name + 1, length < sizeof slot->comm ? length : sizeof slot->comm - 1);
+    for (int number = 2; field && number < 22; number++)
+        field = strchr(field + 1, ' ');
+    slot->start_ticks = field ? strtoull(field + 1, NULL, 10) : 0;
+}
+
+static uint64_t own_pid_namespace(void) {
+    char text[64];
+    ssize_t got = readlink("/proc/self/ns/pid", text, sizeof text - 1); /* "pid:[4026531836]" */
+    if (got <= 0)
+        return 0;
+    text[got] = 0;
+    const char *number = strchr(text, '[');
+    return number ? strtoull(number + 1, NULL, 10) : 0;
+}
+
+/* Every slot below the new mark can be read afterwards without a fault. */
+static bool raise_high(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
+    uint32_t *high = &map->header->slots_high;
+    uint32_t seen = __atomic_load_n(high, __ATOMIC_SEQ_CST);
+    for (uint32_t below = seen < index ? seen : index; below <= index; below++) {
+        uint64_t offset = (uint64_t)(map->slots - (char *)map->header) + (uint64_t)below * map->slot_bytes;
+        if (!vcuda_ledger_allocate(fd, offset, sizeof(struct vcuda_slot)))
+            return false;
+    }
+    while (seen < index + 1 &&
+           !__atomic_compare_exchange_n(high, &seen, index + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        ;
+    return true;
+}
+
+enum taken { TAKEN, OWNED, BUSY, NO_SPACE, NO_LOCKS };
+
+static enum taken take_claimed_slot(struct vcuda_ledger_map *map, int fd, uint32_t index) {
+    struct vcuda_slot *slot = vcuda_ledger_slot(map, index);
+    if (owned(fd, index))
+        return OWNED;
+    if (!raise_high(map, fd, index))
+        return NO_SPACE;
+    POINT("slot counted");
+    /* The dead's charge goes before the slot has an owner: it would look like the owner's. */
+    empty(map, fd, index);
+    if (!set_lock(fd, F_WRLCK, OWNER_BYTES + index))
+        return BUSY;
+    POINT("slot owned");
+    map->generation = __atomic_add_fetch(&slot->generation, 1, __ATOMIC_SEQ_CST);
+    slot->pid = (int32_t)getpid();
+    slot->pid_ns = own_pid_namespace();
+    name_self(slot);
+    slot->attach_ns = sys_clock_ns(CLOCK_MONOTONIC);
+    __atomic_store_n(&slot->in_use, 1, __ATOMIC_SEQ_CST);
+    map->slot = (int)index;
+    return TAKEN;
+}
+
+static enum taken take_slot(struct vcuda_ledger_map *map, int fd, uint32_t index) {
+    if (!set_lock(fd, F_WRLCK, CLAIM_BYTES + index))
+        return errno == EAGAIN || errno == EACCES ? BUSY : NO_LOCKS;
+    POINT("slot claimed");
+    enum taken taken = take_claimed_slot(map, fd, index);
+    int error = errno;
+    set_lock(fd, F_UNLCK, CLAIM_BYTES + index);
+    errno = error;
+    return taken;
+}
+
+/* First the slots that do not say they are in use: those of the living need not be tried. Then all. Slots
+ * that nobody has counted yet are holes, not to be read. */
+static enum taken take_free_slot(struct vcuda_ledger_map *map, int fd) {
+    enum taken best = OWNED;
+    for (int pass = 0; pass < 2; pass++)
+        for (uint32_t index = 0; index < map->slot_count; index++) {
+            if (pass == 0 && index < slots_high(map) &&
+                __atomic_load_n(&vcuda_ledger_slot(map, index)->in_use, __ATOMIC_SEQ_CST))
+                continue;
+            enum taken taken = take_slot(map, fd, index);
+            if (taken == BUSY)
+                best = BUSY;
+            else if (taken != OWNED)
+                return taken;
+        }
+    return best;
+}
+
+static enum vcuda_ledger_status take_any_slot(struct vcuda_ledger_map *map, int fd) {
+    enum taken taken = BUSY;
+    for (int tries = 0; taken == BUSY && tries < BUSY_TRIES; tries++) {
+        if (tries)
+            pause_us(1000);
+        reclaim_some(map);
+        taken = take_free_slot(map, fd);
+    }
+    return taken == TAKEN      ? VCUDA_LEDGER_OK
+           : taken == NO_SPACE ? VCUDA_LEDGER_NO_SPACE
+           : taken == NO_LOCKS ? VCUDA_LEDGER_NO_LOCKS
+                               : VCUDA_LEDGER_FULL;
+}
+
+/* Whether a mapping keeps its file open, and so its locks. On overlayfs it does not: what is mapped there is
+ * a file beneath. Where the file system is not one that is known, it is tried on a byte that nobody else
+ * takes for a slot. */
+static bool mapping_keeps_locks(const struct vcuda_ledger_map *map, int fd) {
+    struct statfs fs;
+    if (syscall(SYS_fstatfs, fd, &fs) == 0 &&
+        (fs.f_type == TMPFS_MAGIC || fs.f_type == EXT4_SUPER_MAGIC || fs.f_type == XFS_SUPER_MAGIC))
+        return true;
+    int stranger = open_stranger(map, O_RDWR);
+    if (stranger < 0)
+        return false;
+    uint64_t chance = (sys_clock_ns(CLOCK_MONOTONIC) ^ (uint64_t)(uintptr_t)&chance) * 0x9e3779b97f4a7c15u;
+    uint64_t byte = CLAIM_BYTES + VCUDA_MAX_SLOTS + (chance >> 24);
+    bool locked = set_lock(stranger, F_WRLCK, byte);
+    void *page = mmap(NULL, 1, PROT_READ, MAP_SHARED, stranger, 0);
+    sys_close(stranger);
+    bool kept = locked && page != MAP_FAILED && held(fd, byte);
+    if (page != MAP_FAILED)
+        munmap(page, 1);
+    return kept;
+}
+
+enum vcuda_ledger_status vcuda_ledger_attach(struct vcuda_ledger_map *map, const char *path) {
+    int fd;
+    vcuda_lock_take(&open_file);
+    static bool fork_handlers;
+    if (!fork_handlers)
+        fork_handlers = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0;
+    enum vcuda_ledger_status status = vcuda_ledger_map_file(map, path, true, &fd);
+    if (status == VCUDA_LEDGER_OK) {
+        status = take_any_slot(map, fd);
+        int error = errno;
+        bool needed = status == VCUDA_LEDGER_OK && !mapping_keeps_locks(map, fd);
+        if (!needed || !keep(map, fd))
+            sys_close(fd);
+        if (needed && map->kept_fd < 0)
+            status = VCUDA_LEDGER_NO_LOCKS;
+        if (status != VCUDA_LEDGER_OK)
+            unmap(map);
+        errno = error;
+    }
+    vcuda_lock_give(&open_file);
+    return status;
+}

@@ -1,0 +1,1 @@
+"""unit/ starts no driver, property/ walks models, native/ runs real processes on the simulated card."""

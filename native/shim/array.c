@@ -1,9 +1,10 @@
 /*
  * Arrays and mipmapped arrays: opaque to the program, so what they cost follows from their description.
  *
- * Drivers lay arrays out in blocks of 64 bytes x 8 rows and keep them in the pages of device memory. Arrays of a
- * page and more are charged whole pages; smaller ones share pages, and are charged the pages that their sum needs.
- * Sparse and deferred arrays hold no memory of their own: what is mapped into them is charged by cuMemCreate.
+ * Drivers lay arrays out in blocks of 64 bytes x 8 rows and keep them in the pages of device memory. Arrays
+ * of a page and more are charged whole pages; smaller ones share pages, and are charged the pages that their
+ * sum needs. Sparse and deferred arrays hold no memory of their own: what is mapped into them is charged by
+ * cuMemCreate.
  */
 #include "memory.h"
 
@@ -28,12 +29,9 @@ static uint64_t format_bytes(CUarray_format format) {
     case CU_AD_FORMAT_SIGNED_INT16:
     case CU_AD_FORMAT_HALF:
         return 2;
-    case CU_AD_FORMAT_UNSIGNED_INT32:
-    case CU_AD_FORMAT_SIGNED_INT32:
-    case CU_AD_FORMAT_FLOAT:
-        return 4;
     default:
-        /* Normalised, block-compressed and video formats: at most 4 bytes a channel, 16 a block of 4 x 4. */
+        /* 32-bit ones; normalised, block-compressed and video formats: at most 4 bytes a channel, 16 a block
+         * of 4 x 4. */
         return 4;
     }
 }
@@ -114,8 +112,11 @@ static CUresult settle(struct vcuda_share *share, int card, uint64_t bytes, CUre
     CUcontext context = NULL;
     if (result == CUDA_SUCCESS) {
         vcuda_real.cuCtxGetCurrent(&context);
-        struct vcuda_record record = {.key = (uint64_t)(uintptr_t)handle, .size = bytes, .card = (int16_t)card,
-                                      .owner = (uint64_t)(uintptr_t)context, .kind = VCUDA_KIND_ARRAY};
+        struct vcuda_record record = {.key = (uint64_t)(uintptr_t)handle,
+                                      .size = bytes,
+                                      .card = (int16_t)card,
+                                      .owner = (uint64_t)(uintptr_t)context,
+                                      .kind = VCUDA_KIND_ARRAY};
         if (vcuda_record_put(&arrays, &record))
             return CUDA_SUCCESS;
         result = CUDA_ERROR_OUT_OF_MEMORY;
@@ -125,28 +126,30 @@ static CUresult settle(struct vcuda_share *share, int card, uint64_t bytes, CUre
 }
 
 /* One handler's shape; `description` is a CUDA_ARRAY3D_DESCRIPTOR. */
-#define CREATE(handle, description, levels, call, destroy)                                                     \
-    do {                                                                                                       \
-        uint64_t bytes = array_bytes(&(description), (levels));                                                \
-        int card;                                                                                              \
-        CUresult result = begin(share, bytes, &card);                                                          \
-        if (result != CUDA_SUCCESS)                                                                            \
-            return result;                                                                                     \
-        vcuda_depth++;                                                                                         \
-        CUresult made = (call);                                                                                \
-        result = settle(share, card, bytes, made, made == CUDA_SUCCESS ? *(handle) : NULL);                    \
-        if (made == CUDA_SUCCESS && result != CUDA_SUCCESS)                                                    \
-            destroy(*(handle));                                                                                \
-        vcuda_depth--;                                                                                         \
-        return result;                                                                                         \
+#define CREATE(handle, description, levels, call, destroy)                                                   \
+    do {                                                                                                     \
+        uint64_t bytes = array_bytes(&(description), (levels));                                              \
+        int card;                                                                                            \
+        CUresult result = begin(share, bytes, &card);                                                        \
+        if (result != CUDA_SUCCESS)                                                                          \
+            return result;                                                                                   \
+        vcuda_depth++;                                                                                       \
+        CUresult made = (call);                                                                              \
+        result = settle(share, card, bytes, made, made == CUDA_SUCCESS ? *(handle) : NULL);                  \
+        if (made == CUDA_SUCCESS && result != CUDA_SUCCESS)                                                  \
+            destroy(*(handle));                                                                              \
+        vcuda_depth--;                                                                                       \
+        return result;                                                                                       \
     } while (0)
 
 VCUDA_EXPORT CUresult cuArrayCreate_v2(CUarray *pHandle, const CUDA_ARRAY_DESCRIPTOR *pAllocateArray) {
     struct vcuda_share *share = vcuda_limited_share();
     if (!share || vcuda_depth || !pHandle || !pAllocateArray)
         return vcuda_real.cuArrayCreate_v2(pHandle, pAllocateArray);
-    CUDA_ARRAY3D_DESCRIPTOR d = {.Width = pAllocateArray->Width, .Height = pAllocateArray->Height,
-                                 .Format = pAllocateArray->Format, .NumChannels = pAllocateArray->NumChannels};
+    CUDA_ARRAY3D_DESCRIPTOR d = {.Width = pAllocateArray->Width,
+                                 .Height = pAllocateArray->Height,
+                                 .Format = pAllocateArray->Format,
+                                 .NumChannels = pAllocateArray->NumChannels};
     CREATE(pHandle, d, 1, vcuda_real.cuArrayCreate_v2(pHandle, pAllocateArray), vcuda_real.cuArrayDestroy);
 }
 
@@ -154,8 +157,10 @@ VCUDA_EXPORT CUresult cuArrayCreate(CUarray *pHandle, const CUDA_ARRAY_DESCRIPTO
     struct vcuda_share *share = vcuda_limited_share();
     if (!share || vcuda_depth || !pHandle || !pAllocateArray)
         return vcuda_real.cuArrayCreate(pHandle, pAllocateArray);
-    CUDA_ARRAY3D_DESCRIPTOR d = {.Width = pAllocateArray->Width, .Height = pAllocateArray->Height,
-                                 .Format = pAllocateArray->Format, .NumChannels = pAllocateArray->NumChannels};
+    CUDA_ARRAY3D_DESCRIPTOR d = {.Width = pAllocateArray->Width,
+                                 .Height = pAllocateArray->Height,
+                                 .Format = pAllocateArray->Format,
+                                 .NumChannels = pAllocateArray->NumChannels};
     CREATE(pHandle, d, 1, vcuda_real.cuArrayCreate(pHandle, pAllocateArray), vcuda_real.cuArrayDestroy);
 }
 
@@ -171,9 +176,12 @@ VCUDA_EXPORT CUresult cuArray3DCreate(CUarray *pHandle, const CUDA_ARRAY3D_DESCR
     struct vcuda_share *share = vcuda_limited_share();
     if (!share || vcuda_depth || !pHandle || !pAllocateArray)
         return vcuda_real.cuArray3DCreate(pHandle, pAllocateArray);
-    CUDA_ARRAY3D_DESCRIPTOR d = {.Width = pAllocateArray->Width, .Height = pAllocateArray->Height,
-                                 .Depth = pAllocateArray->Depth, .Format = pAllocateArray->Format,
-                                 .NumChannels = pAllocateArray->NumChannels, .Flags = pAllocateArray->Flags};
+    CUDA_ARRAY3D_DESCRIPTOR d = {.Width = pAllocateArray->Width,
+                                 .Height = pAllocateArray->Height,
+                                 .Depth = pAllocateArray->Depth,
+                                 .Format = pAllocateArray->Format,
+                                 .NumChannels = pAllocateArray->NumChannels,
+                                 .Flags = pAllocateArray->Flags};
     CREATE(pHandle, d, 1, vcuda_real.cuArray3DCreate(pHandle, pAllocateArray), vcuda_real.cuArrayDestroy);
 }
 
@@ -188,18 +196,18 @@ VCUDA_EXPORT CUresult cuMipmappedArrayCreate(CUmipmappedArray *pHandle,
            vcuda_real.cuMipmappedArrayDestroy);
 }
 
-#define DESTROY(handle, call)                                                                                  \
-    do {                                                                                                       \
-        struct vcuda_share *share = vcuda_limited_share();                                                     \
-        struct vcuda_record record;                                                                            \
-        if (!share || !vcuda_record_take(&arrays, (uint64_t)(uintptr_t)(handle), &record))                     \
-            return (call);                                                                                     \
-        CUresult result = (call);                                                                              \
-        if (result == CUDA_SUCCESS)                                                                            \
-            give_back(share, record.card, record.size);                                                        \
-        else                                                                                                   \
-            vcuda_record_put(&arrays, &record);                                                                \
-        return result;                                                                                         \
+#define DESTROY(handle, call)                                                                                \
+    do {                                                                                                     \
+        struct vcuda_share *share = vcuda_limited_share();                                                   \
+        struct vcuda_record record;                                                                          \
+        if (!share || !vcuda_record_take(&arrays, (uint64_t)(uintptr_t)(handle), &record))                   \
+            return (call);                                                                                   \
+        CUresult result = (call);                                                                            \
+        if (result == CUDA_SUCCESS)                                                                          \
+            give_back(share, record.card, record.size);                                                      \
+        else                                                                                                 \
+            vcuda_record_put(&arrays, &record);                                                              \
+        return result;                                                                                       \
     } while (0)
 
 VCUDA_EXPORT CUresult cuArrayDestroy(CUarray hArray) {

@@ -1,7 +1,7 @@
 /*
- * Memory that graphs allocate: taken by the driver when a graph is launched or uploaded, kept for the next launch,
- * and reported per device as reserved. Before a graph's first launch the sum of its allocation nodes is reserved;
- * after it, the charge is what the driver reports.
+ * Memory that graphs allocate: taken by the driver when a graph is launched or uploaded, kept for the next
+ * launch, and reported per device as reserved. Before a graph's first launch the sum of its allocation nodes
+ * is reserved; after it, the charge is what the driver reports.
  */
 #include "memory.h"
 
@@ -31,7 +31,8 @@ static void add_bytes(void *graph, int card, uint64_t bytes) {
     if (found)
         found->size += bytes;
     else
-        vcuda_table_put(&graphs, &fresh); /* if it fails, the launch settles on the driver's figure all the same */
+        vcuda_table_put(&graphs,
+                        &fresh); /* if it fails, the launch settles on the driver's figure all the same */
     vcuda_lock_give(&graphs.lock);
     __atomic_store_n(&vcuda_graph_memory_in_use, true, __ATOMIC_RELAXED);
 }
@@ -47,7 +48,8 @@ void vcuda_graph_memory_captured(struct vcuda_share *share, int card, CUstream s
     cuuint64_t id;
     CUgraph graph = NULL;
     uint64_t page = vcuda_page_bytes(share, card);
-    if (vcuda_real.cuStreamGetCaptureInfo_v2(stream, &status, &id, &graph, NULL, NULL) == CUDA_SUCCESS && graph)
+    if (vcuda_real.cuStreamGetCaptureInfo_v2(stream, &status, &id, &graph, NULL, NULL) == CUDA_SUCCESS &&
+        graph)
         add_bytes(graph, card, vcuda_round_up(bytes, page));
 }
 
@@ -81,18 +83,30 @@ static void any_node_added(CUgraph graph, CUgraphNodeParams *params, CUresult re
     }
 }
 
-VCUDA_EXPORT CUresult cuGraphAddNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                     size_t numDependencies, CUgraphNodeParams *nodeParams) {
+VCUDA_EXPORT CUresult cuGraphAddNode(CUgraphNode *phGraphNode, CUgraph hGraph,
+                                     const CUgraphNode *dependencies, size_t numDependencies,
+                                     CUgraphNodeParams *nodeParams) {
     CUresult result =
         vcuda_real.cuGraphAddNode(phGraphNode, hGraph, dependencies, numDependencies, nodeParams);
     any_node_added(hGraph, nodeParams, result);
     return result;
 }
 
-VCUDA_EXPORT CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+VCUDA_EXPORT CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph,
+                                        const CUgraphNode *dependencies,
                                         const CUgraphEdgeData *dependencyData, size_t numDependencies,
                                         CUgraphNodeParams *nodeParams) {
     CUresult result = vcuda_real.cuGraphAddNode_v2(phGraphNode, hGraph, dependencies, dependencyData,
+                                                   numDependencies, nodeParams);
+    any_node_added(hGraph, nodeParams, result);
+    return result;
+}
+
+VCUDA_EXPORT CUresult cuGraphAddNode_v3(CUgraphNode *phGraphNode, CUgraph hGraph,
+                                        const CUgraphNode *dependencies,
+                                        const CUgraphEdgeData *dependencyData, size_t numDependencies,
+                                        CUgraphNodeParams *nodeParams) {
+    CUresult result = vcuda_real.cuGraphAddNode_v3(phGraphNode, hGraph, dependencies, dependencyData,
                                                    numDependencies, nodeParams);
     any_node_added(hGraph, nodeParams, result);
     return result;
@@ -142,16 +156,19 @@ static CUresult instantiated(CUresult result, CUgraphExec *executable, CUgraph g
 VCUDA_EXPORT CUresult cuGraphInstantiate(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode,
                                          char *logBuffer, size_t bufferSize) {
     return instantiated(
-        vcuda_real.cuGraphInstantiate(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize), phGraphExec, hGraph);
+        vcuda_real.cuGraphInstantiate(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize), phGraphExec,
+        hGraph);
 }
-VCUDA_EXPORT CUresult cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode,
-                                            char *logBuffer, size_t bufferSize) {
-    return instantiated(vcuda_real.cuGraphInstantiate_v2(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize),
-                        phGraphExec, hGraph);
+VCUDA_EXPORT CUresult cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph,
+                                            CUgraphNode *phErrorNode, char *logBuffer, size_t bufferSize) {
+    return instantiated(
+        vcuda_real.cuGraphInstantiate_v2(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize),
+        phGraphExec, hGraph);
 }
 VCUDA_EXPORT CUresult cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph,
                                                   unsigned long long flags) {
-    return instantiated(vcuda_real.cuGraphInstantiateWithFlags(phGraphExec, hGraph, flags), phGraphExec, hGraph);
+    return instantiated(vcuda_real.cuGraphInstantiateWithFlags(phGraphExec, hGraph, flags), phGraphExec,
+                        hGraph);
 }
 VCUDA_EXPORT CUresult cuGraphInstantiateWithParams(CUgraphExec *phGraphExec, CUgraph hGraph,
                                                    CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams) {
@@ -184,7 +201,8 @@ static void settle_card(struct vcuda_share *share, int card, uint64_t extra) {
     vcuda_lock_give(&memory.lock);
 }
 
-bool vcuda_graph_memory_admit(struct vcuda_share *share, CUgraphExec graph, struct vcuda_graph_ticket *ticket) {
+bool vcuda_graph_memory_admit(struct vcuda_share *share, CUgraphExec graph,
+                              struct vcuda_graph_ticket *ticket) {
     ticket->card = -1;
     ticket->reserved = 0;
     bool first = false;

@@ -18,6 +18,11 @@ __attribute__((noinline, unused)) static void vcuda_lock_wait(vcuda_lock *lock) 
         syscall(SYS_futex, &lock->state, FUTEX_WAIT_PRIVATE, 2, NULL, NULL, 0);
 }
 
+static inline bool vcuda_lock_try(vcuda_lock *lock) {
+    uint32_t expected = 0;
+    return __atomic_compare_exchange_n(&lock->state, &expected, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
+
 static inline void vcuda_lock_take(vcuda_lock *lock) {
     uint32_t expected = 0;
     if (__builtin_expect(!__atomic_compare_exchange_n(&lock->state, &expected, 1, false, __ATOMIC_ACQUIRE,

@@ -1,8 +1,8 @@
 /*
  * Linear, pitched and managed memory: reserve, allocate, and settle on the pages that the driver really took.
  *
- * What a program frees is given back to the ledger only after the driver has freed it, so that the ledger is never
- * below what the card holds.
+ * What a program frees is given back to the ledger only after the driver has freed it, so that the ledger is
+ * never below what the card holds.
  */
 #include "memory.h"
 
@@ -13,7 +13,7 @@
 #define MINIMUM_PITCH 512
 
 /* key: address; bytes: charged for at allocation; size: as asked; owner: the context. */
-static struct vcuda_table allocations;
+static struct vcuda_shards allocations;
 
 bool vcuda_reserve_or_settle(struct vcuda_share *share, int card, enum vcuda_kind kind, uint64_t bytes) {
     if (vcuda_reserve(share, card, kind, bytes))
@@ -50,7 +50,8 @@ struct attempt {
 };
 
 /* CUDA_SUCCESS: go and ask the driver. */
-static CUresult begin(struct attempt *attempt, struct vcuda_share *share, enum vcuda_kind kind, uint64_t bytes) {
+static CUresult begin(struct attempt *attempt, struct vcuda_share *share, enum vcuda_kind kind,
+                      uint64_t bytes) {
     CUresult error;
     attempt->share = share;
     attempt->kind = kind;
@@ -67,7 +68,8 @@ static CUresult begin(struct attempt *attempt, struct vcuda_share *share, enum v
         attempt->reserved = needed;
         return CUDA_SUCCESS;
     }
-    /* At the limit, a small allocation may still fit into a page that is paid for. Where it went is checked. */
+    /* At the limit, a small allocation may still fit into a page that is paid for. Where it went is checked.
+     */
     if (vcuda_pages_have_room(attempt->card, attempt->page_bytes, bytes))
         return CUDA_SUCCESS;
     return vcuda_refuse(share, attempt->card, bytes);
@@ -80,12 +82,16 @@ static void give_up(struct attempt *attempt) {
 /* The driver has allocated [address, address + bytes): pay for the pages, or have it freed again. */
 static CUresult settle(struct attempt *attempt, CUdeviceptr address, uint64_t bytes) {
     uint64_t cost = vcuda_pages_cover(attempt->card, attempt->page_bytes, address, bytes);
-    struct vcuda_record record = {.key = address, .bytes = cost, .size = bytes, .owner = current_context(),
-                                  .card = (int16_t)attempt->card, .kind = (uint16_t)attempt->kind};
+    struct vcuda_record record = {.key = address,
+                                  .bytes = cost,
+                                  .size = bytes,
+                                  .owner = current_context(),
+                                  .card = (int16_t)attempt->card,
+                                  .kind = (uint16_t)attempt->kind};
     bool paid = cost != VCUDA_PAGES_FAILED &&
                 (cost <= attempt->reserved ||
                  vcuda_reserve(attempt->share, attempt->card, attempt->kind, cost - attempt->reserved));
-    if (paid && vcuda_record_put(&allocations, &record)) {
+    if (paid && vcuda_shards_put(&allocations, &record)) {
         if (cost < attempt->reserved)
             vcuda_release(attempt->share, attempt->card, attempt->kind, attempt->reserved - cost);
         return CUDA_SUCCESS;
@@ -102,12 +108,12 @@ static CUresult settle(struct attempt *attempt, CUdeviceptr address, uint64_t by
 }
 
 /* Runs `call`, a call of the driver that sets `result`, as often as the dead make it worth. */
-#define ASK_DRIVER(attempt, result, call)                                                                      \
-    do {                                                                                                       \
-        vcuda_depth++;                                                                                         \
-        (result) = (call);                                                                                     \
-        vcuda_depth--;                                                                                         \
-    } while ((result) == CUDA_ERROR_OUT_OF_MEMORY &&                                                           \
+#define ASK_DRIVER(attempt, result, call)                                                                    \
+    do {                                                                                                     \
+        vcuda_depth++;                                                                                       \
+        (result) = (call);                                                                                   \
+        vcuda_depth--;                                                                                       \
+    } while ((result) == CUDA_ERROR_OUT_OF_MEMORY &&                                                         \
              vcuda_wait_for_the_dead((attempt)->share, (attempt)->card, &(attempt)->tries))
 
 VCUDA_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
@@ -147,8 +153,8 @@ static uint64_t pitched_bytes(uint64_t width, uint64_t height) {
     return height && pitch > VCUDA_MAX_BYTES / height ? VCUDA_MAX_BYTES + 1 : pitch * height;
 }
 
-VCUDA_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height,
-                                         unsigned int ElementSizeBytes) {
+VCUDA_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes,
+                                         size_t Height, unsigned int ElementSizeBytes) {
     struct vcuda_share *share = vcuda_limited_share();
     if (!share || vcuda_depth || !dptr || !pPitch)
         return vcuda_real.cuMemAllocPitch_v2(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
@@ -181,7 +187,8 @@ VCUDA_EXPORT CUresult cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pPitch
     return result;
 }
 
-/* Managed memory may live on the host for a time; it is charged as if it were all on the card, as a limit must. */
+/* Managed memory may live on the host for a time; it is charged as if it were all on the card, as a limit
+ * must. */
 VCUDA_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int flags) {
     struct vcuda_share *share = vcuda_limited_share();
     if (!share || vcuda_depth || !dptr)
@@ -204,7 +211,7 @@ static void give_back(struct vcuda_share *share, const struct vcuda_record *reco
 
 bool vcuda_linear_free(struct vcuda_share *share, CUdeviceptr address, CUresult *result) {
     struct vcuda_record record;
-    if (!vcuda_record_take(&allocations, address, &record))
+    if (!vcuda_shards_take(&allocations, address, &record))
         return false;
     /* Without its record first: once the driver has freed it, another thread may be given the address. */
     vcuda_depth++;
@@ -213,7 +220,7 @@ bool vcuda_linear_free(struct vcuda_share *share, CUdeviceptr address, CUresult 
     if (*result == CUDA_SUCCESS)
         give_back(share, &record);
     else
-        vcuda_record_put(&allocations, &record);
+        vcuda_shards_put(&allocations, &record);
     return true;
 }
 
@@ -243,9 +250,10 @@ VCUDA_EXPORT CUresult cuMemFree(CUdeviceptr_v1 dptr) {
 /* key: address; owner: the stream; count: 1 if it is a handle of the per-thread default stream's API. */
 static struct vcuda_table leaving;
 
-void vcuda_linear_freed_in_stream(struct vcuda_share *share, CUdeviceptr address, CUstream stream, bool ptsz) {
+void vcuda_linear_freed_in_stream(struct vcuda_share *share, CUdeviceptr address, CUstream stream,
+                                  bool ptsz) {
     struct vcuda_record record;
-    if (!vcuda_record_take(&allocations, address, &record))
+    if (!vcuda_shards_take(&allocations, address, &record))
         return;
     record.owner = (uint64_t)(uintptr_t)stream;
     record.count = ptsz;
@@ -257,7 +265,8 @@ void vcuda_linear_freed_in_stream(struct vcuda_share *share, CUdeviceptr address
 
 static bool has_left(struct vcuda_record *record, void *data) {
     CUstream stream = (CUstream)(uintptr_t)record->owner;
-    CUresult result = record->count ? vcuda_real.cuStreamQuery_ptsz(stream) : vcuda_real.cuStreamQuery(stream);
+    CUresult result =
+        record->count ? vcuda_real.cuStreamQuery_ptsz(stream) : vcuda_real.cuStreamQuery(stream);
     if (result == CUDA_ERROR_NOT_READY)
         return false;
     give_back(data, record);
@@ -286,6 +295,6 @@ static bool goes_along(struct vcuda_record *record, void *data) {
 
 void vcuda_linear_forget_context(struct vcuda_share *share, CUcontext context) {
     struct ending ending = {share, (uint64_t)(uintptr_t)context};
-    if (context)
-        vcuda_table_sweep(&allocations, goes_along, &ending);
+    for (int i = 0; context && i < VCUDA_SHARDS; i++)
+        vcuda_table_sweep(&allocations.part[i].table, goes_along, &ending);
 }

@@ -8,14 +8,16 @@
 /* Reserve `bytes`, looking first whether stream-ordered pools have given something back unnoticed. */
 bool vcuda_reserve_or_settle(struct vcuda_share *share, int card, enum vcuda_kind kind, uint64_t bytes);
 
-/* After the driver has answered CUDA_ERROR_OUT_OF_MEMORY to what the ledger allowed: a process of this container
- * that has just died may hold its memory still. True = that may be so, some time has been waited, try again. */
+/* After the driver has answered CUDA_ERROR_OUT_OF_MEMORY to what the ledger allowed: a process of this
+ * container that has just died may hold its memory still. True = that may be so, some time has been waited,
+ * try again. */
 bool vcuda_wait_for_the_dead(struct vcuda_share *share, int card, int *tries);
 
 /* Forget what a context took along when it was destroyed, and give back what was charged for it. */
 void vcuda_linear_forget_context(struct vcuda_share *share, CUcontext context);
 void vcuda_arrays_forget_context(struct vcuda_share *share, CUcontext context);
 void vcuda_modules_forget_context(struct vcuda_share *share, CUcontext context);
+void vcuda_limits_forget_context(struct vcuda_share *share, CUcontext context);
 
 /* Give back what was freed in stream order and has left. */
 void vcuda_linear_settle_leaving(struct vcuda_share *share);
@@ -27,6 +29,7 @@ void vcuda_pools_forget_process(void);
 void vcuda_graph_memory_forget_process(void);
 void vcuda_modules_forget_process(void);
 void vcuda_contexts_forget_process(void);
+void vcuda_limits_forget_process(void);
 
 /* If `address` is a linear allocation, free it and give its charge back. False = not ours. */
 bool vcuda_linear_free(struct vcuda_share *share, CUdeviceptr address, CUresult *result);
@@ -50,12 +53,14 @@ static inline void vcuda_synchronised(void) {
 void vcuda_pool_freed(struct vcuda_share *share, CUdeviceptr address);
 
 extern bool vcuda_graph_memory_in_use; /* some graph of this process allocates memory */
-/* Before a graph is launched or uploaded: false = its memory does not fit. After: charge what it really took. */
+/* Before a graph is launched or uploaded: false = its memory does not fit. After: charge what it really took.
+ */
 struct vcuda_graph_ticket {
     int card;
     uint64_t reserved;
 };
-bool vcuda_graph_memory_admit(struct vcuda_share *share, CUgraphExec graph, struct vcuda_graph_ticket *ticket);
+bool vcuda_graph_memory_admit(struct vcuda_share *share, CUgraphExec graph,
+                              struct vcuda_graph_ticket *ticket);
 void vcuda_graph_memory_settle(struct vcuda_share *share, const struct vcuda_graph_ticket *ticket);
 /* A capturing stream got an allocation of `bytes`: the graph it ends in will have to be charged. */
 void vcuda_graph_memory_captured(struct vcuda_share *share, int card, CUstream stream, uint64_t bytes);

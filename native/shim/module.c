@@ -1,9 +1,10 @@
 /*
  * Modules and libraries: code and global variables that the driver puts on the card.
  *
- * What a module takes is not to be seen from inside while neighbours allocate, so it is computed from its image:
- * the sections that an ELF image asks to be allocated, or the length of an image that is compiled or unpacked
- * first. Drivers pack code into pages, so a context is charged the pages that its modules' sum needs.
+ * What a module takes is not to be seen from inside while neighbours allocate, so it is computed from its
+ * image: the sections that an ELF image asks to be allocated, or the length of an image that is compiled or
+ * unpacked first. Drivers pack code into pages, so a context is charged the pages that its modules' sum
+ * needs.
  */
 #include "memory.h"
 
@@ -105,8 +106,11 @@ static CUresult loaded(struct vcuda_share *share, int card, uint64_t bytes, CUre
     if (result == CUDA_SUCCESS) {
         if (bound)
             vcuda_real.cuCtxGetCurrent(&context);
-        struct vcuda_record record = {.key = (uint64_t)(uintptr_t)handle, .size = bytes, .card = (int16_t)card,
-                                      .owner = (uint64_t)(uintptr_t)context, .kind = VCUDA_KIND_MODULE};
+        struct vcuda_record record = {.key = (uint64_t)(uintptr_t)handle,
+                                      .size = bytes,
+                                      .card = (int16_t)card,
+                                      .owner = (uint64_t)(uintptr_t)context,
+                                      .kind = VCUDA_KIND_MODULE};
         if (vcuda_record_put(&modules, &record))
             return result;
     }
@@ -114,24 +118,25 @@ static CUresult loaded(struct vcuda_share *share, int card, uint64_t bytes, CUre
     return result;
 }
 
-/* One handler's shape. Without a context the driver answers as it will; a library then is charged to card 0. */
-#define LOAD(handle, size, call, bound)                                                                        \
-    do {                                                                                                       \
-        struct vcuda_share *share = vcuda_limited_share();                                                     \
-        if (!share || vcuda_depth || !(handle))                                                                \
-            return (call);                                                                                     \
-        CUresult error;                                                                                        \
-        int card = vcuda_current_card(share, &error);                                                          \
-        if (card < 0 && (bound))                                                                               \
-            return (call);                                                                                     \
-        card = card < 0 ? 0 : card;                                                                            \
-        uint64_t bytes = (size);                                                                               \
-        if (!pay(share, card, bytes))                                                                          \
-            return vcuda_refuse(share, card, bytes);                                                           \
-        vcuda_depth++;                                                                                         \
-        CUresult result = (call);                                                                              \
-        vcuda_depth--;                                                                                         \
-        return loaded(share, card, bytes, result, result == CUDA_SUCCESS ? *(handle) : NULL, (bound));         \
+/* One handler's shape. Without a context the driver answers as it will; a library then is charged to card 0.
+ */
+#define LOAD(handle, size, call, bound)                                                                      \
+    do {                                                                                                     \
+        struct vcuda_share *share = vcuda_limited_share();                                                   \
+        if (!share || vcuda_depth || !(handle))                                                              \
+            return (call);                                                                                   \
+        CUresult error;                                                                                      \
+        int card = vcuda_current_card(share, &error);                                                        \
+        if (card < 0 && (bound))                                                                             \
+            return (call);                                                                                   \
+        card = card < 0 ? 0 : card;                                                                          \
+        uint64_t bytes = (size);                                                                             \
+        if (!pay(share, card, bytes))                                                                        \
+            return vcuda_refuse(share, card, bytes);                                                         \
+        vcuda_depth++;                                                                                       \
+        CUresult result = (call);                                                                            \
+        vcuda_depth--;                                                                                       \
+        return loaded(share, card, bytes, result, result == CUDA_SUCCESS ? *(handle) : NULL, (bound));       \
     } while (0)
 
 VCUDA_EXPORT CUresult cuModuleLoad(CUmodule *module, const char *fname) {
@@ -146,39 +151,40 @@ VCUDA_EXPORT CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, un
          vcuda_real.cuModuleLoadDataEx(module, image, numOptions, options, optionValues), true);
 }
 VCUDA_EXPORT CUresult cuModuleLoadFatBinary(CUmodule *module, const void *fatCubin) {
-    LOAD(module, fatCubin ? image_bytes(fatCubin) : 0, vcuda_real.cuModuleLoadFatBinary(module, fatCubin), true);
+    LOAD(module, fatCubin ? image_bytes(fatCubin) : 0, vcuda_real.cuModuleLoadFatBinary(module, fatCubin),
+         true);
 }
 VCUDA_EXPORT CUresult cuLibraryLoadData(CUlibrary *library, const void *code_, CUjit_option *jitOptions,
                                         void **jitOptionsValues, unsigned int numJitOptions,
                                         CUlibraryOption *libraryOptions, void **libraryOptionValues,
                                         unsigned int numLibraryOptions) {
     LOAD(library, code_ ? image_bytes(code_) : 0,
-         vcuda_real.cuLibraryLoadData(library, code_, jitOptions, jitOptionsValues, numJitOptions, libraryOptions,
-                                      libraryOptionValues, numLibraryOptions),
+         vcuda_real.cuLibraryLoadData(library, code_, jitOptions, jitOptionsValues, numJitOptions,
+                                      libraryOptions, libraryOptionValues, numLibraryOptions),
          false);
 }
-VCUDA_EXPORT CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *fileName, CUjit_option *jitOptions,
-                                            void **jitOptionsValues, unsigned int numJitOptions,
-                                            CUlibraryOption *libraryOptions, void **libraryOptionValues,
-                                            unsigned int numLibraryOptions) {
+VCUDA_EXPORT CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *fileName,
+                                            CUjit_option *jitOptions, void **jitOptionsValues,
+                                            unsigned int numJitOptions, CUlibraryOption *libraryOptions,
+                                            void **libraryOptionValues, unsigned int numLibraryOptions) {
     LOAD(library, file_bytes(fileName),
          vcuda_real.cuLibraryLoadFromFile(library, fileName, jitOptions, jitOptionsValues, numJitOptions,
                                           libraryOptions, libraryOptionValues, numLibraryOptions),
          false);
 }
 
-#define UNLOAD(handle, call)                                                                                   \
-    do {                                                                                                       \
-        struct vcuda_share *share = vcuda_limited_share();                                                     \
-        struct vcuda_record record;                                                                            \
-        if (!share || !vcuda_record_take(&modules, (uint64_t)(uintptr_t)(handle), &record))                    \
-            return (call);                                                                                     \
-        CUresult result = (call);                                                                              \
-        if (result == CUDA_SUCCESS)                                                                            \
-            give_back(share, record.card, record.size);                                                        \
-        else                                                                                                   \
-            vcuda_record_put(&modules, &record);                                                               \
-        return result;                                                                                         \
+#define UNLOAD(handle, call)                                                                                 \
+    do {                                                                                                     \
+        struct vcuda_share *share = vcuda_limited_share();                                                   \
+        struct vcuda_record record;                                                                          \
+        if (!share || !vcuda_record_take(&modules, (uint64_t)(uintptr_t)(handle), &record))                  \
+            return (call);                                                                                   \
+        CUresult result = (call);                                                                            \
+        if (result == CUDA_SUCCESS)                                                                          \
+            give_back(share, record.card, record.size);                                                      \
+        else                                                                                                 \
+            vcuda_record_put(&modules, &record);                                                             \
+        return result;                                                                                       \
     } while (0)
 
 VCUDA_EXPORT CUresult cuModuleUnload(CUmodule hmod) {

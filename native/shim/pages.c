@@ -6,10 +6,10 @@
 #define SUBALLOCATION 512 /* drivers align small allocations to this */
 
 /* key: page address + 1 (an address may be 0 on a strange driver); size: bytes in use; count: allocations. */
-static struct vcuda_table partial_pages;
+static struct vcuda_shards partial_pages;
 
 struct span {
-    uint64_t head, tail;           /* pages covered in part; 0 bytes where there is none */
+    uint64_t head, tail; /* pages covered in part; 0 bytes where there is none */
     uint64_t head_bytes, tail_bytes;
     uint64_t whole_bytes;
 };
@@ -43,27 +43,33 @@ static uint64_t used_of(uint64_t bytes) {
 
 /* 1 = newly covered, 0 = shared, -1 = no memory for the record. */
 static int touch(int card, uint64_t page, uint64_t bytes) {
-    struct vcuda_record *found = vcuda_table_find(&partial_pages, page + 1);
+    struct vcuda_record fresh = {.key = page + 1, .size = used_of(bytes), .card = (int16_t)card, .count = 1};
+    struct vcuda_table *table = vcuda_shard(&partial_pages, fresh.key);
+    int result = 0;
+    vcuda_lock_take(&table->lock);
+    struct vcuda_record *found = vcuda_table_find(table, fresh.key);
     if (found) {
         found->count++;
         found->size += used_of(bytes);
-        return 0;
+    } else {
+        result = vcuda_table_put(table, &fresh) ? 1 : -1;
     }
-    struct vcuda_record fresh = {.key = page + 1, .size = used_of(bytes), .card = (int16_t)card, .count = 1};
-    return vcuda_table_put(&partial_pages, &fresh) ? 1 : -1;
+    vcuda_lock_give(&table->lock);
+    return result;
 }
 
 /* Whether the page is no longer covered. */
 static bool leave(uint64_t page, uint64_t bytes) {
-    struct vcuda_record *found = vcuda_table_find(&partial_pages, page + 1);
-    if (!found)
-        return false;
-    if (--found->count == 0) {
-        vcuda_table_remove(&partial_pages, found);
-        return true;
-    }
-    found->size -= used_of(bytes) < found->size ? used_of(bytes) : found->size;
-    return false;
+    struct vcuda_table *table = vcuda_shard(&partial_pages, page + 1);
+    vcuda_lock_take(&table->lock);
+    struct vcuda_record *found = vcuda_table_find(table, page + 1);
+    bool last = found && --found->count == 0;
+    if (last)
+        vcuda_table_remove(table, found);
+    else if (found)
+        found->size -= used_of(bytes) < found->size ? used_of(bytes) : found->size;
+    vcuda_lock_give(&table->lock);
+    return last;
 }
 
 uint64_t vcuda_pages_cover(int card, uint64_t page_bytes, uint64_t address, uint64_t bytes) {
@@ -71,12 +77,10 @@ uint64_t vcuda_pages_cover(int card, uint64_t page_bytes, uint64_t address, uint
     uint64_t charged = span.whole_bytes;
     if (!span.head_bytes && !span.tail_bytes)
         return charged;
-    vcuda_lock_take(&partial_pages.lock);
     int head = span.head_bytes ? touch(card, span.head, span.head_bytes) : 0;
     int tail = span.tail_bytes && head >= 0 ? touch(card, span.tail, span.tail_bytes) : 0;
     if (tail < 0 && span.head_bytes)
         leave(span.head, span.head_bytes);
-    vcuda_lock_give(&partial_pages.lock);
     if (head < 0 || tail < 0)
         return VCUDA_PAGES_FAILED;
     return charged + (uint64_t)(head + tail) * page_bytes;
@@ -87,12 +91,10 @@ uint64_t vcuda_pages_uncover(uint64_t page_bytes, uint64_t address, uint64_t byt
     uint64_t released = span.whole_bytes;
     if (!span.head_bytes && !span.tail_bytes)
         return released;
-    vcuda_lock_take(&partial_pages.lock);
     if (span.head_bytes && leave(span.head, span.head_bytes))
         released += page_bytes;
     if (span.tail_bytes && leave(span.tail, span.tail_bytes))
         released += page_bytes;
-    vcuda_lock_give(&partial_pages.lock);
     return released;
 }
 
@@ -111,7 +113,7 @@ static bool look_for_room(struct vcuda_record *record, void *data) {
 
 bool vcuda_pages_have_room(int card, uint64_t page_bytes, uint64_t bytes) {
     struct room room = {card, page_bytes, used_of(bytes), false};
-    if (bytes && bytes < page_bytes)
-        vcuda_table_sweep(&partial_pages, look_for_room, &room);
+    for (int i = 0; i < VCUDA_SHARDS && bytes && bytes < page_bytes; i++)
+        vcuda_table_sweep(&partial_pages.part[i].table, look_for_room, &room);
     return room.found;
 }

@@ -1,9 +1,9 @@
 /*
  * Stream-ordered pools: what is charged is what a pool has reserved from the card, not each allocation.
  *
- * How much a pool will grow is the driver's affair, so: reserve the most that it may, allocate, ask the driver what
- * the pool holds now, and settle. A pool shrinks when the driver trims it, at the latest when work is waited for;
- * vcuda_pools_settle is called there, and before an allocation of any kind is refused.
+ * How much a pool will grow is the driver's affair, so: reserve the most that it may, allocate, ask the
+ * driver what the pool holds now, and settle. A pool shrinks when the driver trims it, at the latest when
+ * work is waited for; vcuda_pools_settle is called there, and before an allocation of any kind is refused.
  */
 #include "memory.h"
 
@@ -66,7 +66,8 @@ void vcuda_pools_settle(struct vcuda_share *share) {
 static bool know_pool(CUmemoryPool pool, int card, struct vcuda_record *record) {
     vcuda_lock_take(&pools.lock);
     struct vcuda_record *found = vcuda_table_find(&pools, (uint64_t)(uintptr_t)pool);
-    struct vcuda_record fresh = {.key = (uint64_t)(uintptr_t)pool, .card = (int16_t)card, .kind = VCUDA_KIND_POOL};
+    struct vcuda_record fresh = {
+        .key = (uint64_t)(uintptr_t)pool, .card = (int16_t)card, .kind = VCUDA_KIND_POOL};
     bool known = found != NULL || vcuda_table_put(&pools, &fresh);
     *record = found ? *found : fresh;
     vcuda_lock_give(&pools.lock);
@@ -85,7 +86,7 @@ static void update_pool(const struct vcuda_record *record) {
 struct stream_call {
     CUdeviceptr *dptr;
     size_t bytes;
-    CUmemoryPool pool;    /* NULL: the device's current one */
+    CUmemoryPool pool; /* NULL: the device's current one */
     CUstream stream;
     bool ptsz;
 };
@@ -93,7 +94,8 @@ struct stream_call {
 static CUresult call_driver(const struct stream_call *call) {
     if (call->pool)
         return call->ptsz
-                   ? vcuda_real.cuMemAllocFromPoolAsync_ptsz(call->dptr, call->bytes, call->pool, call->stream)
+                   ? vcuda_real.cuMemAllocFromPoolAsync_ptsz(call->dptr, call->bytes, call->pool,
+                                                             call->stream)
                    : vcuda_real.cuMemAllocFromPoolAsync(call->dptr, call->bytes, call->pool, call->stream);
     return call->ptsz ? vcuda_real.cuMemAllocAsync_ptsz(call->dptr, call->bytes, call->stream)
                       : vcuda_real.cuMemAllocAsync(call->dptr, call->bytes, call->stream);
@@ -203,20 +205,23 @@ static CUresult allocate(struct vcuda_share *share, const struct stream_call *ca
     vcuda_depth--;
     vcuda_lock_give(&pool_lock);
     if (result == CUDA_SUCCESS) {
-        struct vcuda_record record = {.key = *call->dptr, .size = call->bytes, .card = (int16_t)card,
+        struct vcuda_record record = {.key = *call->dptr,
+                                      .size = call->bytes,
+                                      .card = (int16_t)card,
                                       .owner = (uint64_t)(uintptr_t)pool};
-        vcuda_record_put(&pool_allocations, &record); /* if it fails, only an early destroy is charged longer */
+        vcuda_record_put(&pool_allocations,
+                         &record); /* if it fails, only an early destroy is charged longer */
     }
     return result;
 }
 
-#define ALLOCATE(name, call_pool, is_ptsz, arguments)                                                          \
-    do {                                                                                                       \
-        struct vcuda_share *share = vcuda_limited_share();                                                     \
-        if (!share || vcuda_depth)                                                                             \
-            return vcuda_real.name arguments;                                                                  \
-        const struct stream_call call = {dptr, bytesize, (call_pool), hStream, (is_ptsz)};                     \
-        return allocate(share, &call);                                                                         \
+#define ALLOCATE(name, call_pool, is_ptsz, arguments)                                                        \
+    do {                                                                                                     \
+        struct vcuda_share *share = vcuda_limited_share();                                                   \
+        if (!share || vcuda_depth)                                                                           \
+            return vcuda_real.name arguments;                                                                \
+        const struct stream_call call = {dptr, bytesize, (call_pool), hStream, (is_ptsz)};                   \
+        return allocate(share, &call);                                                                       \
     } while (0)
 
 VCUDA_EXPORT CUresult cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) {
@@ -241,7 +246,8 @@ void vcuda_pool_freed(struct vcuda_share *share, CUdeviceptr address) {
     struct vcuda_record gone = {0};
     vcuda_lock_take(&pools.lock);
     struct vcuda_record *pool = vcuda_table_find(&pools, allocation.owner);
-    if (pool && pool->count) { /* destroyed: nobody can be asked any more; the last allocation ends the charge */
+    if (pool &&
+        pool->count) { /* destroyed: nobody can be asked any more; the last allocation ends the charge */
         pool->size -= allocation.size < pool->size ? allocation.size : pool->size;
         if (pool->size == 0) {
             gone = *pool;
@@ -253,7 +259,8 @@ void vcuda_pool_freed(struct vcuda_share *share, CUdeviceptr address) {
         vcuda_release(share, gone.card, VCUDA_KIND_POOL, gone.bytes);
 }
 
-static CUresult freed(struct vcuda_share *share, CUdeviceptr address, CUstream stream, bool ptsz, CUresult result) {
+static CUresult freed(struct vcuda_share *share, CUdeviceptr address, CUstream stream, bool ptsz,
+                      CUresult result) {
     if (result == CUDA_SUCCESS && !capturing(stream, ptsz)) {
         vcuda_linear_freed_in_stream(share, address, stream, ptsz);
         vcuda_pool_freed(share, address);

@@ -9,16 +9,18 @@ static uint64_t limit_of(struct vcuda_share *share, int card) {
     return __atomic_load_n(&vcuda_share_grant(share, card)->memory_bytes, __ATOMIC_RELAXED);
 }
 
-/* `free` and `total` hold the driver's answer. A share larger than its card is never shown as more than the card. */
+/* `free` and `total` hold the driver's answer. A share larger than its card is never shown as more than the
+ * card. */
 static void show_share(struct vcuda_share *share, int card, uint64_t *free, uint64_t *total) {
-    uint64_t limit = at_most(limit_of(share, card), *total), used = vcuda_ledger_used(&share->ledger, (uint32_t)card);
+    uint64_t limit = at_most(limit_of(share, card), *total),
+             used = vcuda_ledger_used(&share->ledger, (uint32_t)card);
     *total = limit;
     *free = at_most(*free, used < limit ? limit - used : 0);
 }
 
 VCUDA_EXPORT CUresult cuMemGetInfo_v2(size_t *free, size_t *total) {
-    /* The driver is asked first: its errors are its own, and so is memory that a neighbour's crash has not given
-     * back yet. */
+    /* The driver is asked first: its errors are its own, and so is memory that a neighbour's crash has not
+     * given back yet. */
     CUresult result = vcuda_real.cuMemGetInfo_v2(free, total), error;
     struct vcuda_share *share = vcuda_limited_share();
     if (!share || result != CUDA_SUCCESS)

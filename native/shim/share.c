@@ -11,6 +11,7 @@
 
 #include "lock.h"
 #include "memory.h"
+#include "meter.h"
 
 #ifndef VCUDA_GRANT_DIR
 #define VCUDA_GRANT_DIR "/run/vcuda" /* mounted by the node side; wins over any variable */
@@ -120,18 +121,21 @@ static void say_ledger(enum vcuda_ledger_status status, const struct vcuda_ledge
         say("the ledger %s is truncated; CUDA is not available here", path);
         break;
     case VCUDA_LEDGER_VERSION:
-        say("the ledger %s has ABI version %u.%u, this library %u.%u: install the same version of vcuda on both "
+        say("the ledger %s has ABI version %u.%u, this library %u.%u: install the same version of vcuda on "
+            "both "
             "sides; CUDA is not available here",
             path, map->other_major, map->other_minor, VCUDA_ABI_MAJOR, VCUDA_ABI_MINOR);
         break;
     case VCUDA_LEDGER_FULL:
-        say("every slot of the ledger %s is taken by a living process; CUDA is not available to one more", path);
+        say("every slot of the ledger %s is taken by a living process; CUDA is not available to one more",
+            path);
         break;
     case VCUDA_LEDGER_NO_SPACE:
         say("the file system of the ledger %s is full; CUDA is not available here", path);
         break;
     case VCUDA_LEDGER_NO_LOCKS:
-        say("the file system or kernel has no open-file-description locks (Linux 3.15) for the ledger %s; CUDA is "
+        say("the file system or kernel has no open-file-description locks (Linux 3.15) for the ledger %s; "
+            "CUDA is "
             "not available here",
             path);
         break;
@@ -143,8 +147,8 @@ static void say_ledger(enum vcuda_ledger_status status, const struct vcuda_ledge
 /* "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx" without its prefix, which for a MIG instance is another. */
 static void uuid_text(const CUuuid *uuid, char text[37]) {
     const unsigned char *b = (const unsigned char *)uuid->bytes;
-    snprintf(text, 37, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2],
-             b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+    snprintf(text, 37, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
+             b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
 }
 
 static bool driver_knows(CUdevice device, CUuuid *uuid) {
@@ -177,7 +181,8 @@ static int match_devices(struct vcuda_share *share) {
 }
 
 static void forget_in_child(void) {
-    /* The parent's other threads are gone with whatever they held. The ledger's mapping did not come along. */
+    /* The parent's other threads are gone with whatever they held. The ledger's mapping did not come along.
+     */
     vcuda_share_attached = NULL;
     the_share.ledger.header = NULL;
     the_share.ledger.slot = -1;
@@ -189,6 +194,8 @@ static void forget_in_child(void) {
     vcuda_graph_memory_forget_process();
     vcuda_modules_forget_process();
     vcuda_contexts_forget_process();
+    vcuda_limits_forget_process();
+    vcuda_meter_forget_process();
 }
 
 static const uint32_t *make_fork_mark(void) {
@@ -231,6 +238,7 @@ CUresult vcuda_share_attach(void) {
         goto done;
     }
     __atomic_store_n(&vcuda_share_attached, &the_share, __ATOMIC_RELEASE);
+    vcuda_meter_begin_process();
     result = CUDA_SUCCESS;
 done:
     vcuda_lock_give(&share_lock);

@@ -1,8 +1,9 @@
 /*
  * The share of this process: its grant and its slot in the ledger, found once, at cuInit.
  *
- * Promises: without a grant nothing is found and nothing is paid; with a broken one CUDA does not initialise, one
- * line on stderr says why, and the rest of the process runs; a forked child starts without a share of its own.
+ * Promises: without a grant nothing is found and nothing is paid; with a broken one CUDA does not initialise,
+ * one line on stderr says why, and the rest of the process runs; a forked child starts without a share of its
+ * own.
  */
 #ifndef VCUDA_SHARE_H
 #define VCUDA_SHARE_H
@@ -22,9 +23,9 @@
 struct vcuda_share {
     struct vcuda_grant_map grant;
     struct vcuda_ledger_map ledger;
-    bool whole;                         /* every card is granted whole: metered, not limited */
-    const uint32_t *alive;              /* 1 here, 0 in a forked child: on a page that fork wipes */
-    int8_t card_of[VCUDA_MAX_DEVICES];  /* by CUdevice; -1 = not granted */
+    bool whole;                        /* every card is granted whole: metered, not limited */
+    const uint32_t *alive;             /* 1 here, 0 in a forked child: on a page that fork wipes */
+    int8_t card_of[VCUDA_MAX_DEVICES]; /* by CUdevice; -1 = not granted */
 };
 
 extern struct vcuda_share *vcuda_share_attached;
@@ -82,19 +83,22 @@ static inline struct vcuda_slot_card *vcuda_own_slot_card(const struct vcuda_sha
 }
 
 /* Charge, against the card's limit as the grant states it now. */
-static inline bool vcuda_reserve(const struct vcuda_share *share, int card, enum vcuda_kind kind, uint64_t bytes) {
+static inline bool vcuda_reserve(const struct vcuda_share *share, int card, enum vcuda_kind kind,
+                                 uint64_t bytes) {
     uint64_t limit = __atomic_load_n(&vcuda_share_grant(share, card)->memory_bytes, __ATOMIC_RELAXED);
     return vcuda_ledger_try_reserve(&share->ledger, (uint32_t)card, kind, bytes,
                                     limit < VCUDA_MAX_BYTES ? limit : VCUDA_MAX_BYTES);
 }
-static inline void vcuda_release(const struct vcuda_share *share, int card, enum vcuda_kind kind, uint64_t bytes) {
+static inline void vcuda_release(const struct vcuda_share *share, int card, enum vcuda_kind kind,
+                                 uint64_t bytes) {
     if (bytes)
         vcuda_ledger_release(&share->ledger, (uint32_t)card, kind, bytes);
 }
 /* Count a refused allocation and answer as a full card does. */
 CUresult vcuda_refuse(const struct vcuda_share *share, int card, uint64_t bytes);
 
-/* Calls into the driver from within a handler may come back through our own names: they are not charged twice. */
+/* Calls into the driver from within a handler may come back through our own names: they are not charged
+ * twice. */
 extern __thread int vcuda_depth;
 
 static inline uint64_t vcuda_round_up(uint64_t bytes, uint64_t step) {

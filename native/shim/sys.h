@@ -38,6 +38,19 @@ static inline int sys_fallocate(int fd, uint64_t offset, uint64_t bytes) {
     return (int)syscall(SYS_fallocate, fd, 0, offset, bytes);
 }
 
+/* Unlike libc's, these are no points at which a thread can be cancelled. */
+static inline int sys_close(int fd) {
+    return (int)syscall(SYS_close, fd);
+}
+
+static inline ssize_t sys_pread(int fd, void *data, size_t bytes, uint64_t offset) {
+    return syscall(SYS_pread64, fd, data, bytes, offset);
+}
+
+static inline ssize_t sys_pwrite(int fd, const void *data, size_t bytes, uint64_t offset) {
+    return syscall(SYS_pwrite64, fd, data, bytes, offset);
+}
+
 /* Sleep while *word == expected, at most timeout_ns. The futex is shared between processes. */
 static inline long sys_futex_wait(const void *word, uint32_t expected, uint64_t timeout_ns) {
     struct timespec timeout = {(time_t)(timeout_ns / 1000000000), (long)(timeout_ns % 1000000000)};

@@ -1,9 +1,9 @@
 /*
- * Virtual memory management: physical allocations, charged from cuMemCreate until they are released as often as
- * they were retained *and* unmapped everywhere, in whatever order.
+ * Virtual memory management: physical allocations, charged from cuMemCreate until they are released as often
+ * as they were retained *and* unmapped everywhere, in whatever order.
  *
- * The device is the one that the properties name; the calling thread need not have a context. Allocations on the
- * host, imports of another process's, and multicast objects cost this process nothing.
+ * The device is the one that the properties name; the calling thread need not have a context. Allocations on
+ * the host, imports of another process's, and multicast objects cost this process nothing.
  */
 #include "memory.h"
 
@@ -31,7 +31,8 @@ VCUDA_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t s
         return vcuda_real.cuMemCreate(handle, size, prop, flags);
     int card = card_of_properties(share, prop);
     if (card < 0) {
-        /* A device that exists but is not granted has no memory for us; one that doesn't is the driver's to say. */
+        /* A device that exists but is not granted has no memory for us; one that doesn't is the driver's to
+         * say. */
         CUdevice device;
         bool exists = vcuda_real.cuDeviceGet(&device, prop->location.id) == CUDA_SUCCESS;
         return exists ? CUDA_ERROR_OUT_OF_MEMORY : vcuda_real.cuMemCreate(handle, size, prop, flags);
@@ -46,8 +47,8 @@ VCUDA_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t s
         result = vcuda_real.cuMemCreate(handle, size, prop, flags);
     while (result == CUDA_ERROR_OUT_OF_MEMORY && vcuda_wait_for_the_dead(share, card, &tries));
     if (result == CUDA_SUCCESS) {
-        struct vcuda_record record = {.key = *handle, .bytes = bytes, .card = (int16_t)card,
-                                      .kind = VCUDA_KIND_VMM, .count = 1};
+        struct vcuda_record record = {
+            .key = *handle, .bytes = bytes, .card = (int16_t)card, .kind = VCUDA_KIND_VMM, .count = 1};
         if (vcuda_record_put(&physical, &record))
             return CUDA_SUCCESS;
         vcuda_real.cuMemRelease(*handle);
@@ -95,8 +96,8 @@ VCUDA_EXPORT CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *
     return result;
 }
 
-VCUDA_EXPORT CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
-                               unsigned long long flags) {
+VCUDA_EXPORT CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset,
+                               CUmemGenericAllocationHandle handle, unsigned long long flags) {
     struct vcuda_share *share = vcuda_limited_share();
     if (!share)
         return vcuda_real.cuMemMap(ptr, size, offset, handle, flags);

@@ -1,0 +1,158 @@
+/*
+ * GPU time, by events around some launches: a pair for about every VCUDA_BURST_NS of work in a stream, and
+ * one for each kind of launch that was never seen. Nothing here waits for the GPU, and nothing touches a
+ * stream that captures.
+ *
+ * The common launch pays for finding its stream's record and its expected cost, and for two additions. No
+ * clock is read: the expected cost is the clock. What else happens is out of line, in meter.c.
+ */
+#ifndef VCUDA_METER_H
+#define VCUDA_METER_H
+
+#include "lock.h"
+#include "share.h"
+
+#define VCUDA_BURST_NS 1000000
+#define VCUDA_STREAMS 512         /* streams that are metered at a time */
+#define VCUDA_STREAM_ENTRIES 1024 /* powers of two */
+#define VCUDA_COST_ENTRIES 2048
+#define VCUDA_PROBES 8
+
+struct vcuda_context_meter;
+
+/* One stream. The first fields are the launch path's; the others are used with the meter's lock held. */
+struct vcuda_stream_meter {
+    uint64_t work_ns; /* expected cost of its launches so far; threads that race on a stream may lose some */
+    uint64_t due_ns;  /* a launch that brings work_ns here is measured */
+    struct vcuda_slot_card *use; /* where its launches are counted */
+    int card;                    /* -1: not a granted one */
+    bool interrupted;            /* something but kernels entered the stream since the last measured launch */
+
+    uint64_t settled_ns;  /* the part of work_ns that is accounted, or in a sample */
+    uint64_t unknown;     /* launches of unknown cost beside that */
+    uint64_t last_end_ns; /* the latest known end of its work, on the context's clock; 0 = none */
+    uint64_t key;         /* of the entry that leads here; 0 = the stream is gone, its samples are not */
+    struct vcuda_context_meter *context;
+    struct vcuda_stream_meter *next; /* of the context, or free */
+    CUstream stream;                 /* a handle, CU_STREAM_LEGACY or CU_STREAM_PER_THREAD */
+    const void *thread;              /* whose, for the last */
+    uint32_t outstanding;            /* samples that have not been read */
+    uint32_t interruptions;          /* vcuda_interruptions at its last sample */
+    uint32_t last_cost_ns;           /* of its last measured launch, for launches of unknown cost */
+    uint16_t skip;        /* launches of unknown cost to let pass: too many samples are outstanding */
+    uint8_t force;        /* launches to measure because a wait was longer than expected */
+    uint8_t blocked;      /* an older sample of it has not been reached: for one pass of the harvest */
+    vcuda_lock recording; /* an event is being recorded in it by a thread that did not launch: stay alive */
+} __attribute__((aligned(64)));
+
+struct vcuda_stream_entry {
+    uint64_t key; /* 0 = free; stored last, with release order */
+    struct vcuda_stream_meter *meter;
+};
+
+/* What launches of one kind cost: a kind is a function and the magnitude of its grid, or a graph. */
+struct vcuda_cost {
+    uint64_t key;
+    uint64_t ns; /* running mean; 0 = never measured */
+};
+
+/* The calling thread's default streams in its current context, while `epoch` is the global one. */
+struct vcuda_here {
+    uint32_t epoch;
+    struct vcuda_stream_meter *legacy, *per_thread;
+};
+
+struct vcuda_sample;
+struct vcuda_ticket {
+    struct vcuda_stream_meter *meter; /* NULL: counted nowhere */
+    struct vcuda_cost *cost;
+    struct vcuda_sample *sample; /* NULL: not measured */
+    uint64_t expected_ns;
+};
+
+extern struct vcuda_stream_entry vcuda_stream_entries[VCUDA_STREAM_ENTRIES];
+extern struct vcuda_cost vcuda_costs[VCUDA_COST_ENTRIES];
+extern __thread struct vcuda_here vcuda_here;
+extern uint32_t vcuda_epoch;            /* changes when a default stream's meter goes; never 0 */
+extern uint32_t vcuda_captures;         /* streams of this process that capture; never too low */
+extern int32_t vcuda_graphics_captures; /* while there is one, nothing is measured */
+extern uint32_t vcuda_interruptions;    /* what holds up all streams of a context: counted for all contexts */
+
+static inline uint64_t vcuda_mix(uint64_t value) {
+    value *= 0x9e3779b97f4a7c15;
+    return value >> 32;
+}
+
+/* CU_STREAM_LEGACY or CU_STREAM_PER_THREAD where a handle means one of them, else the handle. */
+static inline CUstream vcuda_stream_of(CUstream stream, bool ptsz) {
+    return stream ? stream : ptsz ? CU_STREAM_PER_THREAD : CU_STREAM_LEGACY;
+}
+
+/* The meter of a stream that has one, in two loads where no two streams share a place. */
+static inline struct vcuda_stream_meter *vcuda_meter_find(CUstream stream, bool ptsz) {
+    uint64_t key = (uint64_t)(uintptr_t)stream;
+    if (key <= 2) {
+        if (vcuda_here.epoch != __atomic_load_n(&vcuda_epoch, __ATOMIC_RELAXED))
+            return NULL;
+        return key == 2 || (key == 0 && ptsz) ? vcuda_here.per_thread : vcuda_here.legacy;
+    }
+    const struct vcuda_stream_entry *entry = &vcuda_stream_entries[vcuda_mix(key) % VCUDA_STREAM_ENTRIES];
+    return __atomic_load_n(&entry->key, __ATOMIC_ACQUIRE) == key ? entry->meter : NULL;
+}
+
+static inline struct vcuda_cost *vcuda_cost_find(uint64_t kind) {
+    struct vcuda_cost *cost = &vcuda_costs[vcuda_mix(kind) % VCUDA_COST_ENTRIES];
+    return __atomic_load_n(&cost->key, __ATOMIC_RELAXED) == kind ? cost : NULL;
+}
+
+/* The thread's current context is another one now. */
+static inline void vcuda_meter_elsewhere(void) {
+    vcuda_here.epoch = 0;
+}
+
+/* ---- slow paths ---- */
+
+/* The stream's meter, made if it has none; NULL where there is no context. */
+struct vcuda_stream_meter *vcuda_meter_get(struct vcuda_share *share, CUstream stream, bool ptsz);
+/* The same of a stream that was created, if it has one. */
+struct vcuda_stream_meter *vcuda_meter_known(CUstream stream);
+struct vcuda_cost *vcuda_cost_get(uint64_t kind);
+
+/* UNKNOWN: the legacy stream while another one captures, work for a graphics queue, or an invalid handle. */
+enum vcuda_capturing { VCUDA_CAPTURES_NOT, VCUDA_CAPTURES, VCUDA_CAPTURES_UNKNOWN };
+enum vcuda_capturing vcuda_meter_captures(CUstream stream, bool ptsz);
+
+/* Around a launch that is to be measured: an event before it and one behind it. */
+void vcuda_meter_open(struct vcuda_share *share, struct vcuda_ticket *ticket);
+void vcuda_meter_close(struct vcuda_ticket *ticket, CUresult result);
+
+/* Around a call that waits for a stream, or for everything in a context. */
+struct vcuda_wait {
+    CUstream stream;   /* NULL: for everything */
+    CUcontext context; /* NULL: the stream's, or the current one */
+    uint64_t since_ns;
+    bool active, exact; /* there is something to be learnt; some of it is measured */
+};
+void vcuda_meter_wait(struct vcuda_share *share, struct vcuda_wait *wait);
+void vcuda_meter_waited(struct vcuda_share *share, const struct vcuda_wait *wait, CUresult result);
+/* The stream is known to be empty: as if it had been waited for. */
+void vcuda_meter_idle(struct vcuda_share *share, CUstream stream, bool ptsz);
+/* Some work is known to have ended: read what has been measured in the current context; with `all`, also ask
+ * which of its streams are empty. */
+void vcuda_meter_look(struct vcuda_share *share, bool all);
+
+/* Something but a kernel enters a stream; with CU_STREAM_LEGACY, all streams may be held up. */
+void vcuda_meter_interrupt(CUstream stream, bool ptsz);
+
+/* A stream is about to be destroyed. */
+void vcuda_meter_stream_ends(struct vcuda_share *share, CUstream stream);
+/* A context, or a device's primary one, is about to be destroyed; and has been, or not. */
+void vcuda_meter_context_ends(struct vcuda_share *share, CUcontext context);
+void vcuda_meter_forget_context(struct vcuda_share *share, CUcontext context);
+void vcuda_meter_primary_ends(struct vcuda_share *share, CUdevice device);
+void vcuda_meter_forget_primary(struct vcuda_share *share, CUdevice device);
+/* A share is attached; a forked child has none of its parent's work. */
+void vcuda_meter_begin_process(void);
+void vcuda_meter_forget_process(void);
+
+#endif

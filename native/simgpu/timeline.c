@@ -1,9 +1,9 @@
 /*
  * The model of GPU time; see timeline.h for what it promises.
  *
- * The timeline moves from event to event: at each one, operations that have run out end, those whose turn has come
- * start, and the time to the next event is the smallest that anything has left. Entries are linked by index, so that
- * the struct means the same in every process that maps it; index 0 is nobody.
+ * The timeline moves from event to event: at each one, operations that have run out end, those whose turn has
+ * come start, and the time to the next event is the smallest that anything has left. Entries are linked by
+ * index, so that the struct means the same in every process that maps it; index 0 is nobody.
  */
 #include "timeline.h"
 
@@ -123,7 +123,8 @@ static void end_head(struct sim_timeline *timeline, uint32_t at) {
         free_op(timeline, index);
 }
 
-/* End and start what needs no time, until nothing changes; what a kernel needs beside that is its process's slice. */
+/* End and start what needs no time, until nothing changes; what a kernel needs beside that is its process's
+ * slice. */
 static void settle(struct sim_timeline *timeline) {
     for (bool changed = true; changed;) {
         changed = false;
@@ -159,7 +160,8 @@ static bool has_kernel(const struct sim_timeline *timeline, uint32_t process) {
     return false;
 }
 
-/* Decide whose slice it is; returns whether another process waits for it to end, false also where nobody has one. */
+/* Decide whose slice it is; returns whether another process waits for it to end, false also where nobody has
+ * one. */
 static bool take_turns(struct sim_timeline *timeline, bool *anybody) {
     uint32_t count = timeline->processes_high, other = count;
     bool mine = timeline->turn < count && has_kernel(timeline, timeline->turn);
@@ -214,7 +216,8 @@ static bool progresses(const struct sim_timeline *timeline, const struct sim_str
            (op->kind != SIM_OP_KERNEL || stream->process == timeline->turn);
 }
 
-static void sample(struct sim_timeline *timeline, uint64_t from_ns, uint64_t to_ns, int process, bool copying) {
+static void sample(struct sim_timeline *timeline, uint64_t from_ns, uint64_t to_ns, int process,
+                   bool copying) {
     while (from_ns < to_ns) {
         uint64_t index = from_ns / SIM_SAMPLE_NS, end = (index + 1) * SIM_SAMPLE_NS;
         uint64_t part = (end < to_ns ? end : to_ns) - from_ns;
@@ -421,7 +424,8 @@ uint64_t sim_op_eta_ns(const struct sim_timeline *timeline, sim_op op) {
         if (ahead == entry)
             break;
     }
-    /* What it waits for elsewhere, or its turn, is not in that sum: never answer "now" for what has not ended. */
+    /* What it waits for elsewhere, or its turn, is not in that sum: never answer "now" for what has not
+     * ended. */
     uint64_t next = sim_timeline_next_ns(timeline);
     return eta > timeline->now_ns ? eta : next;
 }
@@ -454,7 +458,8 @@ void sim_timeline_drop(struct sim_timeline *timeline, uint32_t process, uint64_t
         }
         free_stream(timeline, at);
     }
-    /* Events that had ended are held by nobody any more; those of an imported event then read as ended long ago. */
+    /* Events that had ended are held by nobody any more; those of an imported event then read as ended long
+     * ago. */
     for (uint32_t index = 1; index < timeline->fresh_op; index++) {
         struct sim_op_entry *op = &timeline->ops[index];
         if (op->state == SIM_OP_ENDED && !timeline->streams[op->stream].in_use)
@@ -464,6 +469,65 @@ void sim_timeline_drop(struct sim_timeline *timeline, uint32_t process, uint64_t
     for (uint32_t i = 0; i < SIM_SAMPLES; i++)
         timeline->samples[i].process_busy_ns[process] = 0;
     sim_timeline_advance(timeline, timeline->now_ns);
+}
+
+/* Repair */
+
+/* Follow a stream's queue as far as it can be believed, cut it there, and count it. */
+static void mend_queue(struct sim_timeline *timeline, uint32_t at, uint8_t *seen) {
+    struct sim_stream_entry *stream = &timeline->streams[at];
+    uint32_t *link = &stream->head, last = 0, pending = 0;
+    for (uint32_t op = stream->head; op; op = *link) {
+        bool inside = op < timeline->fresh_op && !seen[op] && timeline->ops[op].stream == at;
+        bool alive = inside && timeline->ops[op].state != SIM_OP_FREE;
+        if (!inside || (!alive && last)) {
+            *link = 0;
+            break;
+        }
+        if (!alive ||
+            timeline->ops[op].state == SIM_OP_ENDED) { /* only a head can be so: it was about to be cut off */
+            stream->head = timeline->ops[op].state == SIM_OP_ENDED ? timeline->ops[op].next : 0;
+            link = &stream->head;
+            continue;
+        }
+        seen[op] = 1;
+        last = op;
+        pending++;
+        link = &timeline->ops[op].next;
+    }
+    stream->tail = last;
+    stream->pending = pending;
+}
+
+void sim_timeline_repair(struct sim_timeline *timeline) {
+    static uint8_t seen[SIM_TIMELINE_OPS]; /* under the machine's lock */
+    memset(seen, 0, sizeof seen);
+    if (timeline->fresh_op > SIM_TIMELINE_OPS || !timeline->fresh_op)
+        timeline->fresh_op = SIM_TIMELINE_OPS;
+    if (timeline->fresh_stream > SIM_TIMELINE_STREAMS || !timeline->fresh_stream)
+        timeline->fresh_stream = SIM_TIMELINE_STREAMS;
+    for (uint32_t process = 0; process < SIM_TIMELINE_PROCESSES; process++)
+        timeline->processes[process].streams = 0;
+    timeline->free_stream = 0;
+    timeline->free_op = 0;
+    for (uint32_t at = timeline->fresh_stream - 1; at; at--) {
+        struct sim_stream_entry *stream = &timeline->streams[at];
+        bool in_use = stream->in_use && stream->process < SIM_TIMELINE_PROCESSES;
+        uint32_t *list = in_use ? &timeline->processes[stream->process].streams : &timeline->free_stream;
+        stream->in_use = in_use;
+        stream->next = *list;
+        *list = at;
+        if (in_use)
+            mend_queue(timeline, at, seen);
+        if (in_use && stream->process >= timeline->processes_high)
+            timeline->processes_high = stream->process + 1;
+    }
+    for (uint32_t at = timeline->fresh_op - 1; at; at--) {
+        struct sim_op_entry *op = &timeline->ops[at];
+        bool kept = seen[at] || (op->state == SIM_OP_ENDED && op->references);
+        if (!kept)
+            free_op(timeline, at);
+    }
 }
 
 /* Utilisation */

@@ -1,22 +1,23 @@
 /*
  * GPU time: when each piece of work on one card starts and ends.
  *
- * A timeline is a fixed-size struct inside the shared state of the simulated machine, one per card. It has no thread:
- * whoever looks at it advances it first, under the machine's lock, from the instant it has reached to now. What it
- * says depends on the instants at which work was submitted and on nothing else; a slow host makes submissions late,
- * but never makes a kernel longer.
+ * A timeline is a fixed-size struct inside the shared state of the simulated machine, one per card. It has no
+ * thread: whoever looks at it advances it first, under the machine's lock, from the instant it has reached to
+ * now. What it says depends on the instants at which work was submitted and on nothing else; a slow host
+ * makes submissions late, but never makes a kernel longer.
  *
  * The model:
  *   - a stream is a first-in first-out queue of at most SIM_STREAM_PENDING operations;
  *   - kernels of one process's streams run side by side while the card's SMs suffice;
- *   - processes take turns in slices of SIM_SLICE_NS, round robin, while more than one has a kernel that could run;
- *     a kernel is interrupted at the end of a slice and goes on in the next;
+ *   - processes take turns in slices of SIM_SLICE_NS, round robin, while more than one has a kernel that
+ * could run; a kernel is interrupted at the end of a slice and goes on in the next;
  *   - copies take their duration on copy engines, whoever's slice it is; marks take no time;
  *   - a gate ends when somebody opens it (host functions, waits for a value in memory);
- *   - the legacy stream waits for what was submitted earlier to the process's blocking streams, and they for it.
+ *   - the legacy stream waits for what was submitted earlier to the process's blocking streams, and they for
+ * it.
  *
- * Not modelled: the cost of a switch between processes, caches, clocks that change, more than one copy at a time
- * sharing a link. All times are CLOCK_MONOTONIC nanoseconds.
+ * Not modelled: the cost of a switch between processes, caches, clocks that change, more than one copy at a
+ * time sharing a link. All times are CLOCK_MONOTONIC nanoseconds.
  */
 #ifndef SIM_TIMELINE_H
 #define SIM_TIMELINE_H
@@ -127,7 +128,8 @@ uint32_t sim_stream_pending(const struct sim_timeline *timeline, uint32_t stream
 /* The last operation submitted and not yet ended, or 0. */
 sim_op sim_stream_last(const struct sim_timeline *timeline, uint32_t stream);
 
-/* Advance to work->submit_ns and queue. 0 where the queue is full: sleep until sim_timeline_next_ns, try again. */
+/* Advance to work->submit_ns and queue. 0 where the queue is full: sleep until sim_timeline_next_ns, try
+ * again. */
 sim_op sim_submit(struct sim_timeline *timeline, uint32_t stream, const struct sim_work *work);
 
 /* Whether it has ended (true for 0 and for forgotten ones), and its times; end_ns is 0 until it has. */
@@ -140,14 +142,18 @@ void sim_op_open(struct sim_timeline *timeline, sim_op op, uint64_t now_ns);
 /* Let go of an operation submitted with keep. */
 void sim_op_release(struct sim_timeline *timeline, sim_op op);
 
-/* The earliest instant at which `op` can end, as things are: sleep until then, advance, look again. UINT64_MAX
- * where a gate must be opened first. */
+/* The earliest instant at which `op` can end, as things are: sleep until then, advance, look again.
+ * UINT64_MAX where a gate must be opened first. */
 uint64_t sim_op_eta_ns(const struct sim_timeline *timeline, sim_op op);
 /* The next instant at which anything changes by itself; UINT64_MAX when idle. */
 uint64_t sim_timeline_next_ns(const struct sim_timeline *timeline);
 
-/* The process is gone: its streams and work vanish, its totals start at 0 for the next owner of the number. */
+/* The process is gone: its streams and work vanish, its totals start at 0 for the next owner of the number.
+ */
 void sim_timeline_drop(struct sim_timeline *timeline, uint32_t process, uint64_t now_ns);
+
+/* Somebody was killed while changing it: drop what hangs together no longer, so that the rest goes on. */
+void sim_timeline_repair(struct sim_timeline *timeline);
 
 /* Percent of the last whole sample interval before `now_ns` in which a kernel (a copy) ran. */
 uint32_t sim_utilisation(const struct sim_timeline *timeline, uint64_t now_ns);
@@ -155,7 +161,8 @@ uint32_t sim_copy_utilisation(const struct sim_timeline *timeline, uint64_t now_
 /* The same of one process, for the interval number `index` (a time / SIM_SAMPLE_NS). */
 uint32_t sim_process_utilisation(const struct sim_timeline *timeline, uint32_t process, uint64_t index);
 
-/* How long `blocks` blocks take that cost `block_ns` each, `per_sm` of them at a time on an SM: in whole waves. */
+/* How long `blocks` blocks take that cost `block_ns` each, `per_sm` of them at a time on an SM: in whole
+ * waves. */
 uint64_t sim_wave_ns(uint32_t sms, uint64_t blocks, uint32_t per_sm, uint64_t block_ns);
 
 #endif

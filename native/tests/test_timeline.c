@@ -1,5 +1,6 @@
 /*
- * The timeline's promises, each checked on a clock that the test sets. Exits 0 when all hold; else names the line.
+ * The timeline's promises, each checked on a clock that the test sets. Exits 0 when all hold; else names the
+ * line.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,12 +11,12 @@
 #define MS 1000000U
 #define START (1000U * (uint64_t)MS)
 
-#define CHECK(condition)                                                                                              \
-    do {                                                                                                              \
-        if (!(condition)) {                                                                                           \
-            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                                   \
-            exit(1);                                                                                                  \
-        }                                                                                                             \
+#define CHECK(condition)                                                                                     \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                          \
+            exit(1);                                                                                         \
+        }                                                                                                    \
     } while (0)
 
 static struct sim_timeline timeline;
@@ -25,7 +26,8 @@ static void reset(void) {
     sim_timeline_init(&timeline, 80);
 }
 
-static sim_op put(uint32_t stream, enum sim_op_kind kind, uint64_t at, uint64_t duration, uint32_t sms, sim_op after) {
+static sim_op put(uint32_t stream, enum sim_op_kind kind, uint64_t at, uint64_t duration, uint32_t sms,
+                  sim_op after) {
     struct sim_work work = {at, duration, after, sms, kind, true};
     return sim_submit(&timeline, stream, &work);
 }

@@ -1,4 +1,4 @@
-"""The parts of the build that pyproject.toml cannot say: the C binding, and the libraries that the wheel carries.
+"""What pyproject.toml cannot say of the build: the C binding, and the libraries that the wheel carries.
 
 The binding (vcuda._abi) is compiled from the same ledger.c and grant.c as the shim, against Python's stable
 ABI. A wheel also holds libvcuda.so and the simulated driver, built by native/Makefile. An editable install
@@ -6,7 +6,6 @@ holds neither: it uses build/native, where `make` puts them.
 """
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -30,11 +29,15 @@ class BuildWithLibraries(build_py):
         for name in CARRIED:
             target = Path(self.build_lib) / "vcuda" / "_lib" / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / "build" / "native" / name, target)
+            # A checkout keeps what debuggers need; a wheel has no use for it.
+            strip = os.environ.get("STRIP", "strip")
+            source = str(ROOT / "build" / "native" / name)
+            subprocess.run([strip, "--strip-unneeded", "-o", str(target), source], check=True)
+            target.chmod(0o755)
 
 
 class TaggedWheel(bdist_wheel):
-    """bdist_wheel whose tag says what `tests/unit/test_wheel.py` checks: glibc 2.17 is enough."""
+    """bdist_wheel whose tag says what `tests/native/test_wheel.py` checks: glibc 2.17 is enough."""
 
     def get_tag(self) -> tuple[str, str, str]:
         """Replace linux_ARCH by manylinux2014_ARCH."""

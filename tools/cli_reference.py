@@ -7,6 +7,8 @@ import click
 from vcuda.__main__ import cli
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference" / "cli.md"
+WIDTH = 100
+"""Of the page's lines, whatever terminal it is written on."""
 
 
 def commands() -> list[click.Command]:
@@ -18,13 +20,14 @@ def commands() -> list[click.Command]:
 
 def reference() -> str:
     """Write the page's text."""
-    top = click.Context(cli, info_name="vcuda", max_content_width=100)
+    top = click.Context(cli, info_name="vcuda", terminal_width=WIDTH, **cli.context_settings)
     parts = [
-        "# Command line\n\nGenerated from `--help` by `python -m tools.cli_reference`; a test compares them.\n",
+        "# Command line\n",
+        "Generated from `--help` by `python -m tools.cli_reference`; a test compares them.\n",
         f"```\n{cli.get_help(top)}\n```\n",
     ]
     for command in commands():
-        context = click.Context(command, info_name=command.name, parent=top, max_content_width=100)
+        context = click.Context(command, info_name=command.name, parent=top, terminal_width=WIDTH)
         parts.append(f"## vcuda {command.name}\n\n```\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

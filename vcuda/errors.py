@@ -1,4 +1,4 @@
-"""The errors that vcuda's callers see. Each message is one line: what is wrong with which thing, what to do."""
+"""The errors that vcuda's callers see. A message is one line: what is wrong with which thing, what to do."""
 
 
 class VcudaError(Exception):
@@ -7,6 +7,14 @@ class VcudaError(Exception):
 
 class RefusedError(VcudaError):
     """A share was asked that no card has room for."""
+
+
+class StartError(VcudaError):
+    """A program can't be started; `status` is what a shell's would be: 126, or 127 if there is none."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class GrantError(VcudaError):

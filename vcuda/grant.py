@@ -104,7 +104,9 @@ def decode(content: bytes) -> Grant:
                 pool_chunk_bytes=card.pool_chunk_bytes,
             )
         )
-    return Grant(name=ffi.string(file.name).decode(errors="replace"), cards=tuple(cards), generation=file.generation)
+    return Grant(
+        name=ffi.string(file.name).decode(errors="replace"), cards=tuple(cards), generation=file.generation
+    )
 
 
 def check(content: bytes) -> None:
@@ -160,7 +162,6 @@ def read(path: Path) -> Grant:
 
 
 def _text(field: str, value: str, size: int) -> bytes:
-    encoded = value.encode()
-    if not encoded or len(encoded) >= size or b"\0" in encoded:
-        raise GrantError(f"grant: {field} {value!r} is not 1 to {size - 1} bytes of text")
-    return encoded
+    if not 0 < len(value) < size or not all(" " <= letter <= "~" for letter in value):
+        raise GrantError(f"grant: {field} {value!r} is not 1 to {size - 1} printable ASCII characters")
+    return value.encode("ascii")

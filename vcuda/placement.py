@@ -24,7 +24,7 @@ class CardRoom:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked. Neither memory nor cores: a whole card. Cores alone: with them, all memory that is free."""
+    """What is asked. Neither memory nor cores: a whole card. Cores alone: with all memory that is free."""
 
     memory_bytes: int | None = None
     core_ppm: int | None = None
@@ -49,7 +49,7 @@ class Placement:
 
 
 def place(cards: Sequence[CardRoom], request: Request) -> Placement:
-    """Choose the fullest card that still has room, so that large shares find large gaps; then the lowest index.
+    """Choose the fullest card that has room, so that large shares find large gaps; then the lowest index.
 
     Raises:
         RefusedError: no card has room, or the card that was named does not exist.

@@ -16,6 +16,7 @@ PPM = 1_000_000
 """A whole card's SM time in the grant's unit (VCUDA_PPM)."""
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
+_PERCENTAGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%?")
 _EXPONENT = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -34,12 +35,14 @@ def parse_size(text: str) -> int:
     if size.denominator != 1:
         raise VcudaError(f"{text!r} is not a whole number of bytes")
     if not 0 < size <= MAX_BYTES:
-        raise VcudaError(f"{text!r} is out of range; the least is 1 byte, the most {format_size(MAX_BYTES + 1)}")
+        raise VcudaError(
+            f"{text!r} is out of range; the least is 1 byte, the most {format_size(MAX_BYTES + 1)}"
+        )
     return int(size)
 
 
 def format_size(size_bytes: int) -> str:
-    """A size in the largest binary unit that leaves at least 1, with at most one decimal: 13.5GiB, 304MiB, 12B."""
+    """A size in the largest binary unit that leaves at least 1, with one decimal at most: 13.5GiB, 12B."""
     sign, size = ("-", -size_bytes) if size_bytes < 0 else ("", size_bytes)
     for unit, exponent in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 2**exponent:
@@ -56,10 +59,10 @@ def parse_cores(text: str) -> int:
         VcudaError: the text is no percentage above 0 and up to 100.
 
     """
-    try:
-        ppm = Fraction(text.strip().removesuffix("%").strip()) * PPM / 100
-    except (ValueError, ZeroDivisionError) as error:
-        raise VcudaError(f"{text!r} is not a percentage; write it as 30 or 12.5") from error
+    match = _PERCENTAGE.fullmatch(text.strip())
+    if match is None:
+        raise VcudaError(f"{text!r} is not a percentage; write it as 30 or 12.5")
+    ppm = Fraction(match[1]) * PPM / 100
     if not 0 < ppm <= PPM or ppm.denominator != 1:
         raise VcudaError(f"{text!r} is out of range; cores are above 0 and at most 100 percent of one card")
     return int(ppm)
@@ -76,8 +79,8 @@ def format_duration(duration_ns: int) -> str:
         return f"{duration_ns // 1000}us"
     if duration_ns < 1_000_000_000:
         return f"{duration_ns // 1_000_000}ms"
-    seconds = duration_ns / 1e9
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(int(seconds), 60)
+    if duration_ns < 60_000_000_000:
+        tenths = duration_ns // 100_000_000
+        return f"{tenths // 10}.{tenths % 10}s"
+    minutes, rest = divmod(duration_ns // 1_000_000_000, 60)
     return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"

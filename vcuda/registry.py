@@ -1,0 +1,203 @@
+"""The shares of this user on this machine: a directory each, under one lock.
+
+RUNTIME/shares/ID/ holds `grant`, `ledger`, `share.json` and `alive`. The `vcuda run` that made a share holds
+a file lock on `alive`; the share lives while it does, or while a process owns a slot of the ledger. Whoever
+looks next removes what is dead, so that a killed `vcuda run` leaves nothing behind. Its program dies with it
+(see attend.py); what the program has left running in the share stays in it, and is counted.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from vcuda import grant as grants
+from vcuda import ledger as ledgers
+from vcuda.driver import HELD
+from vcuda.errors import LedgerError, VcudaError
+from vcuda.units import PPM
+
+LONGEST_PATH = 200
+"""Of the runtime directory: the shim keeps the path of a ledger in 256 bytes."""
+MOUNTED = Path("/run/vcuda")
+"""Where a container's grant is mounted; the shim looks nowhere else if this exists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A share as its directory tells it."""
+
+    name: str
+    command: tuple[str, ...]
+    pid: int
+    card_uuid: str
+    card_name: str
+    memory_bytes: int
+    core_ppm: int | None
+    """None when cores were not asked."""
+    whole: bool
+    sim_dir: str | None
+    started: float
+    directory: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where its files are."""
+        return Path(self.directory)
+
+
+def runtime_directory() -> Path:
+    """The user's private directory: VCUDA_RUNTIME_DIR, XDG_RUNTIME_DIR/vcuda, or /tmp/vcuda-UID.
+
+    Raises:
+        VcudaError: it can't be made, or belongs to somebody else.
+
+    """
+    own = os.environ.get("VCUDA_RUNTIME_DIR")
+    session = os.environ.get("XDG_RUNTIME_DIR")
+    if own:
+        path = Path(own).absolute()  # a program may go elsewhere before it looks for its grant
+    elif session and os.access(session, os.W_OK):
+        path = Path(session) / "vcuda"
+    else:
+        path = Path(tempfile.gettempdir()) / f"vcuda-{os.getuid()}"
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise VcudaError(f"{path}: longer than {LONGEST_PATH} bytes; set VCUDA_RUNTIME_DIR to a shorter path")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
+        raise VcudaError(f"{path}: cannot be made: {error.strerror}; set VCUDA_RUNTIME_DIR") from error
+    if status.st_uid != os.getuid() or status.st_mode & 0o022 or not path.is_dir() or path.is_symlink():
+        raise VcudaError(
+            f"{path}: is not a private directory of this user; remove it, or set VCUDA_RUNTIME_DIR"
+        )
+    return path
+
+
+class Registry:
+    """The shares below `runtime`."""
+
+    def __init__(self, runtime: Path) -> None:
+        self.runtime = runtime
+        self._shares = runtime / "shares"
+        self._shares.mkdir(mode=0o700, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Keep every other vcuda command of this user from changing the shares."""
+        with (self.runtime / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def shares(self) -> list[Share]:
+        """The living shares, oldest first; removes the dead. Call it under the lock."""
+        found: list[Share] = []
+        for directory in self._shares.iterdir():
+            if not _alive(directory):
+                shutil.rmtree(directory, ignore_errors=True)
+                continue
+            try:
+                found.append(_described(directory))
+            except VcudaError:
+                continue  # alive, but unreadable: not ours to remove
+        return sorted(found, key=lambda share: share.started)
+
+    def add(self, share: Share, grant: grants.Grant) -> tuple[Share, int]:
+        """Make a share's directory; returns it with the descriptor whose lock keeps it alive.
+
+        Call it under the lock.
+        """
+        directory = Path(tempfile.mkdtemp(dir=self._shares, prefix=""))
+        descriptor = os.open(directory / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            ledgers.create(directory / "ledger")
+            grants.write(directory / "grant", grant)
+            content = {key: value for key, value in asdict(share).items() if key != "directory"}
+            (directory / "share.json").write_text(json.dumps(content), encoding="utf-8")
+        except BaseException:
+            os.close(descriptor)
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        return replace(share, directory=str(directory)), descriptor
+
+    def remove(self, share: Share, descriptor: int) -> None:
+        """End a share: remove it, unless processes that its program has left behind still use it."""
+        with self.locked():
+            os.close(descriptor)
+            if not _alive(share.path):
+                shutil.rmtree(share.path, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove what nobody uses any more: shares of the dead, and simulated machines without shares."""
+        with self.locked():
+            used = {share.sim_dir for share in self.shares()}
+            for machine in (self.runtime / "sim").glob("*"):
+                if str(machine) not in used:
+                    _remove_unless_held(machine)
+
+
+def _alive(directory: Path) -> bool:
+    try:
+        with (directory / "alive").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    try:
+        with ledgers.Ledger(directory / "ledger") as ledger:
+            return bool(ledger.living())
+    except LedgerError:
+        return False
+
+
+def _described(directory: Path) -> Share:
+    """What share.json says; where another version of vcuda wrote it, what the grant says.
+
+    Raises:
+        GrantError: that is not readable either.
+
+    """
+    try:
+        content: dict[str, Any] = json.loads((directory / "share.json").read_text(encoding="utf-8"))
+        known = {field.name: content[field.name] for field in fields(Share) if field.name != "directory"}
+        return replace(Share(**known), command=tuple(known["command"]), directory=str(directory))
+    except (OSError, ValueError, TypeError, KeyError):
+        grant = grants.read(directory / "grant")
+    card = grant.cards[0]
+    return Share(
+        name=grant.name,
+        command=(),
+        pid=0,
+        card_uuid=card.uuid,
+        card_name=card.uuid,
+        memory_bytes=card.memory_bytes,
+        core_ppm=None if card.core_ppm == PPM else card.core_ppm,
+        whole=card.whole,
+        sim_dir=None,
+        started=0.0,
+        directory=str(directory),
+    )
+
+
+def _remove_unless_held(machine: Path) -> None:
+    """Remove a simulated machine that no vcuda command holds (see driver.py)."""
+    try:
+        descriptor = os.open(machine / HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(machine, ignore_errors=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)

@@ -145,7 +145,8 @@ static int next_command(CUfunction spin, char *line, size_t size) {
     struct pollfd input = {.fd = 0, .events = POLLIN};
     for (;;) {
         if (poll(&input, 1, 50) == 0) {
-            work(spin);
+            if (held_count == 0) /* else its share is full: it waits */
+                work(spin);
             continue;
         }
         if (length + 1 == size || read(0, line + length, 1) != 1)

@@ -4,8 +4,9 @@ A client reads one command per line from standard input and answers with one JSO
 output. While it waits for the next command it works: allocates, copies a pattern to the card, launches a
 kernel, copies the pattern back, compares, frees. driver_api.c does the same in C.
 
-Commands: `tell` says what the client sees and has done; `fill` allocates until the driver says CUDA_ERROR_OUT_OF_MEMORY, in ever smaller blocks down to
-2 MiB, and checks what it wrote; `free` gives all of it back and allocates once more; `end` leaves.
+Commands: `tell` says what the client sees and has done; `fill` allocates until the driver says
+CUDA_ERROR_OUT_OF_MEMORY, in ever smaller blocks down to 2 MiB, and checks what it wrote; `free` gives all of
+it back and allocates once more; `end` leaves.
 """
 
 import json
@@ -77,6 +78,8 @@ def follow(client: Client[Block]) -> None:
         worked = wrong = 0
         for command in _commands():
             match command:
+                case "" if held:
+                    pass  # its share is full: it waits
                 case "":
                     went = _work(client, worked)
                     worked += went is not None
@@ -90,7 +93,13 @@ def follow(client: Client[Block]) -> None:
                     while held:
                         client.release(held.pop()[0])
                     again = _work(client, worked)
-                    say(event="freed", again=again is True, free=client.memory()[0], worked=worked, wrong=wrong)
+                    say(
+                        event="freed",
+                        again=again is True,
+                        free=client.memory()[0],
+                        worked=worked,
+                        wrong=wrong,
+                    )
                 case "end":
                     break
                 case _:
@@ -144,7 +153,12 @@ def _fill(client: Client[Block], held: list[tuple[Block, int]]) -> dict[str, int
         except OutOfMemoryError:
             pass
     wrong = _check(client, held)
-    return {"held": sum(size for _, size in held), "blocks": len(held), "free": client.memory()[0], "spoiled": wrong}
+    return {
+        "held": sum(size for _, size in held),
+        "blocks": len(held),
+        "free": client.memory()[0],
+        "spoiled": wrong,
+    }
 
 
 def _check(client: Client[Block], held: list[tuple[Block, int]]) -> int:
@@ -165,7 +179,7 @@ def _stamp(seed: int) -> bytes:
 
 @contextmanager
 def _answers() -> Iterator["_Say"]:
-    """Writes answers to the real standard output; what else the process prints there goes to standard error."""
+    """Write answers to the real standard output; what else is printed there goes to standard error."""
     with os.fdopen(os.dup(1), "w", buffering=1) as output:
         os.dup2(2, 1)
         yield _Say(output)

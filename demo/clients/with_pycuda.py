@@ -55,7 +55,7 @@ class PyCuda:
         driver.memcpy_dtoh(content, int(block) + offset)
         return content.tobytes()
 
-    def launch(self, block: driver.DeviceAllocation, size_bytes: int) -> None:
+    def launch(self, block: driver.DeviceAllocation, size_bytes: int) -> None:  # noqa: ARG002 (it only waits)
         self._spin(np.uint64(SPIN_NS), block=(1, 1, 1), grid=(1, 1))
         driver.Context.synchronize()
 

@@ -1,0 +1,1 @@
+"""The main job of vcuda on one machine: real CUDA clients in shares of one simulated card."""

@@ -53,10 +53,13 @@ ffibuilder.cdef(layouts() + FUNCTIONS)
 ffibuilder.set_source(
     "vcuda._abi",
     '#include "ledger.h"\n#include "grant.h"\n',
-    sources=["native/shim/ledger.c", "native/shim/grant.c"],
+    sources=[f"native/shim/{name}.c" for name in ("ledger", "ledger_file", "ledger_slots", "grant")],
     include_dirs=["native/include", "native/shim"],
     define_macros=[("_GNU_SOURCE", None)],
     extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden"],
-    depends=["native/include/vcuda/abi.h", "native/shim/ledger.h", "native/shim/grant.h", "native/shim/sys.h"],
+    depends=[
+        "native/include/vcuda/abi.h",
+        *(f"native/shim/{name}.h" for name in ("ledger", "ledger_parts", "grant", "lock", "sys")),
+    ],
     py_limited_api=True,
 )

@@ -1,0 +1,1 @@
+"""Tests of real processes, on the simulated card or another driver."""

@@ -5,12 +5,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/futex.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MAGIC 0x3175706753494d53U /* "SMISgpu1" */
@@ -18,13 +21,18 @@
 #define DEFAULT_CARDS "V100-SXM2-16GB"
 #define DEFAULT_DRIVER "575.57.08"
 #define DEFAULT_CUDA 12090
-#define HOLD_BYTES 4096 /* of the mapping that keeps a process's lock */
+#define HOLD_BYTES 4096 /* of the mapping that keeps a process's lock on its byte */
+#define WAITED ((uint32_t)1 << 31)
+#define SPINS 200
+#define PATIENCE_NS 3000000
 
 static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
 static struct sim_machine *machine;
 static int self = -1;
+static char file[PATH_MAX + 16];
 static dev_t device; /* of the file, to know it again */
 static ino_t inode;
+static uint32_t own_name; /* of this process, as owner of the machine's lock */
 
 /* ---- the environment ---- */
 
@@ -111,20 +119,14 @@ static const char *choose_cards(struct sim_machine *made, const char *directory)
 }
 
 static const char *fill(struct sim_machine *made, const char *directory) {
-    pthread_mutexattr_t attributes;
     choose_versions(made);
     const char *why = choose_cards(made, directory);
     if (why)
         return why;
-    pthread_mutexattr_init(&attributes);
-    pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
-    pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
-    int error = pthread_mutex_init(&made->mutex, &attributes);
-    pthread_mutexattr_destroy(&attributes);
     made->bytes = sizeof *made;
     made->version = VERSION;
     made->magic = MAGIC;
-    return error ? "the lock of the simulated machine cannot be made" : NULL;
+    return NULL;
 }
 
 /* Make the file under another name and rename it, so that nobody sees it half made. The directory is locked.
@@ -191,6 +193,130 @@ static int open_file(const char *directory, const char **why) {
     return fd;
 }
 
+/* ---- who is alive ---- */
+
+/* The machine's file once more; -1 where its name leads elsewhere by now. Not kept open: programs close what
+ * they don't know, and a lock asked of a file that took the number would tell lies. */
+static int reopen(void) {
+    struct stat status;
+    int fd = open(file, O_RDWR | O_CLOEXEC);
+    if (fd >= 0 && (fstat(fd, &status) != 0 || status.st_dev != device || status.st_ino != inode)) {
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
+static struct flock byte_of(uint32_t number) {
+    return (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = number, .l_len = 1};
+}
+
+static bool is_alive(int fd, uint32_t number) {
+    struct flock lock = byte_of(number);
+    return fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
+}
+
+/* Lock the byte of a number on the file as opened here, which lives on in a mapping that a child does not
+ * inherit: the lock ends with this process and with exec, and no earlier, whatever the program closes. */
+static bool hold(int fd, uint32_t number) {
+    struct flock lock = byte_of(number);
+    if (fcntl(fd, F_OFD_SETLK, &lock) != 0)
+        return false;
+    void *held = mmap(NULL, HOLD_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+    return held != MAP_FAILED && madvise(held, HOLD_BYTES, MADV_DONTFORK) == 0;
+}
+
+/* A name for the owner of the machine's lock; not the thread's id, which several pid namespaces may have. */
+static bool find_name(int fd) {
+    uint64_t seed = sim_now_ns() ^ (uint64_t)getpid() << 32;
+    for (int tries = 0; tries < 100 && !own_name; tries++) {
+        seed = seed * 6364136223846793005U + 1442695040888963407U;
+        uint32_t wanted = SIM_PROCESSES + (uint32_t)(seed >> 35);
+        if (hold(fd, wanted))
+            own_name = wanted;
+    }
+    return own_name != 0;
+}
+
+/* ---- the lock ---- */
+
+/* Whoever had the lock died in the middle of something: derive what can be derived. */
+static void repair(void) {
+    for (uint32_t i = 0; i < machine->card_count; i++) {
+        struct sim_card *card = &machine->cards[i];
+        card->used_bytes = 0;
+        for (uint32_t process = 0; process < SIM_PROCESSES; process++)
+            card->used_bytes += card->held[process];
+        if (card->peak_bytes < card->used_bytes)
+            card->peak_bytes = card->used_bytes;
+        sim_timeline_repair(&card->timeline);
+    }
+}
+
+static void pause_shortly(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Sleep until the lock is no longer `seen`, or for a while. */
+static void wait_for_change(uint32_t *lock, uint32_t seen) {
+    struct timespec while_ns = {0, PATIENCE_NS};
+    syscall(SYS_futex, lock, FUTEX_WAIT, seen, &while_ns, NULL, 0);
+}
+
+static bool owner_died(uint32_t owner) {
+    int fd = reopen();
+    bool died = fd >= 0 && !is_alive(fd, owner);
+    if (fd >= 0)
+        close(fd);
+    return died;
+}
+
+/* The lock is the owner's name, and WAITED if somebody may sleep. Whoever has slept takes it so marked, since
+ * it cannot know whether it was the last. An owner that died is noticed by who has waited for it long enough.
+ */
+static void lock_slowly(uint32_t *lock, uint32_t seen) {
+    for (int spins = 0; spins < SPINS && seen; spins++) {
+        pause_shortly();
+        seen = __atomic_load_n(lock, __ATOMIC_RELAXED);
+    }
+    for (;;) {
+        if (!seen) {
+            if (__atomic_compare_exchange_n(lock, &seen, own_name | WAITED, false, __ATOMIC_ACQUIRE,
+                                            __ATOMIC_RELAXED))
+                return;
+            continue;
+        }
+        if (!(seen & WAITED) && !__atomic_compare_exchange_n(lock, &seen, seen | WAITED, false,
+                                                             __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            continue;
+        wait_for_change(lock, seen | WAITED);
+        uint32_t now = __atomic_load_n(lock, __ATOMIC_RELAXED);
+        if (now == (seen | WAITED) && owner_died(seen & ~WAITED) &&
+            __atomic_compare_exchange_n(lock, &now, own_name | WAITED, false, __ATOMIC_ACQUIRE,
+                                        __ATOMIC_RELAXED)) {
+            repair();
+            return;
+        }
+        seen = now;
+    }
+}
+
+void sim_machine_lock(void) {
+    struct sim_machine *shared = sim_machine();
+    uint32_t seen = 0;
+    if (shared && !__atomic_compare_exchange_n(&shared->lock, &seen, own_name, false, __ATOMIC_ACQUIRE,
+                                               __ATOMIC_RELAXED))
+        lock_slowly(&shared->lock, seen);
+}
+
+void sim_machine_unlock(void) {
+    struct sim_machine *shared = sim_machine();
+    if (shared && __atomic_exchange_n(&shared->lock, 0, __ATOMIC_RELEASE) & WAITED)
+        syscall(SYS_futex, &shared->lock, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
 /* ---- mapping it ---- */
 
 static bool whole(const struct sim_machine *found) {
@@ -218,12 +344,18 @@ static struct sim_machine *map(int fd, const char **why) {
     madvise(found, sizeof(struct sim_machine), MADV_DONTFORK);
     device = status.st_dev;
     inode = status.st_ino;
+    if (!find_name(fd)) {
+        munmap(found, sizeof(struct sim_machine));
+        *why = "the file of the simulated machine cannot be locked";
+        return NULL;
+    }
     return found;
 }
 
 static void forget_after_fork(void) {
     machine = NULL;
     self = -1;
+    own_name = 0;
     opening = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
 }
 
@@ -237,8 +369,12 @@ struct sim_machine *sim_machine_open(const char **why) {
     if (!watching)
         watching = pthread_atfork(NULL, NULL, forget_after_fork) == 0;
     if (!machine) {
-        int fd = open_file(sim_machine_directory(), why);
+        const char *directory = sim_machine_directory();
+        int fd = open_file(directory, why);
         if (fd >= 0) {
+            char whole_path[PATH_MAX];
+            snprintf(file, sizeof file, "%s/machine",
+                     realpath(directory, whole_path) ? whole_path : directory);
             __atomic_store_n(&machine, map(fd, why), __ATOMIC_RELEASE);
             close(fd);
         }
@@ -256,59 +392,7 @@ int sim_machine_self(void) {
     return __atomic_load_n(&self, __ATOMIC_ACQUIRE);
 }
 
-/* ---- the lock ---- */
-
-/* Whoever had the lock died in the middle of something: derive what can be derived. */
-static void repair(void) {
-    for (uint32_t i = 0; i < machine->card_count; i++) {
-        struct sim_card *card = &machine->cards[i];
-        card->used_bytes = 0;
-        for (uint32_t process = 0; process < SIM_PROCESSES; process++)
-            card->used_bytes += card->held[process];
-        if (card->peak_bytes < card->used_bytes)
-            card->peak_bytes = card->used_bytes;
-        sim_timeline_repair(&card->timeline);
-    }
-}
-
-void sim_machine_lock(void) {
-    struct sim_machine *shared = sim_machine();
-    if (shared && pthread_mutex_lock(&shared->mutex) == EOWNERDEAD) {
-        repair();
-        pthread_mutex_consistent(&shared->mutex);
-    }
-}
-
-void sim_machine_unlock(void) {
-    struct sim_machine *shared = sim_machine();
-    if (shared)
-        pthread_mutex_unlock(&shared->mutex);
-}
-
-/* ---- the living and the dead ---- */
-
-/* The machine's file once more; -1 where its name leads elsewhere by now. Not kept open: programs close what
- * they don't know, and a lock asked of a file that took the number would tell lies. */
-static int reopen(void) {
-    char path[PATH_MAX + 16];
-    struct stat status;
-    snprintf(path, sizeof path, "%s/machine", sim_machine_directory());
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd >= 0 && (fstat(fd, &status) != 0 || status.st_dev != device || status.st_ino != inode)) {
-        close(fd);
-        fd = -1;
-    }
-    return fd;
-}
-
-static struct flock byte_of(uint32_t process) {
-    return (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = process, .l_len = 1};
-}
-
-static bool is_alive(int fd, uint32_t process) {
-    struct flock lock = byte_of(process);
-    return fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
-}
+/* ---- coming and going ---- */
 
 static int first_user(const struct sim_shared *shared) {
     for (int process = 0; process < SIM_PROCESSES; process++)
@@ -376,25 +460,14 @@ int sim_machine_reap(void) {
     return dead;
 }
 
-/* Lock a free number's byte. The lock is on the file as opened here, which lives on in a mapping that a child
- * does not inherit: it ends with this process and with exec, and no earlier, whatever the program closes. */
+/* Take a free number; -1 where there is none. */
 static int settle_down(void) {
     int fd = reopen(), found = -1;
-    if (fd < 0)
-        return -1;
-    for (uint32_t process = 0; process < SIM_PROCESSES && found < 0; process++) {
-        struct flock lock = byte_of(process);
-        if (!machine->processes[process].in_use && fcntl(fd, F_OFD_SETLK, &lock) == 0)
+    for (uint32_t process = 0; fd >= 0 && process < SIM_PROCESSES && found < 0; process++)
+        if (!machine->processes[process].in_use && hold(fd, process))
             found = (int)process;
-    }
-    if (found >= 0) {
-        void *hold = mmap(NULL, HOLD_BYTES, PROT_READ, MAP_SHARED, fd, 0);
-        if (hold == MAP_FAILED)
-            found = -1;
-        else
-            madvise(hold, HOLD_BYTES, MADV_DONTFORK);
-    }
-    close(fd);
+    if (fd >= 0)
+        close(fd);
     return found;
 }
 

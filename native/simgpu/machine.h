@@ -2,7 +2,7 @@
  * The simulated machine: its cards and the processes that use them, in one file that all of them map.
  *
  * The file is SIMGPU_DIR/machine; processes with the same directory share one machine. It is made by whoever
- * comes first, from SIMGPU_CARDS (names of cards.csv, separated by commas). A robust lock guards all of it: a
+ * comes first, from SIMGPU_CARDS (names of cards.csv, separated by commas). A lock guards all of it: a
  * process that is killed with the lock held leaves it to the next, who makes the state whole again.
  *
  * A process is alive while it holds the open-file-description lock on its number's byte of the file, which
@@ -73,7 +73,8 @@ struct sim_machine {
     char driver_version[32]; /* SIMGPU_DRIVER */
     uint32_t cuda_version;   /* SIMGPU_CUDA: 1000 * major + 10 * minor */
     uint32_t processes_high;
-    pthread_mutex_t mutex; /* process-shared, robust */
+    uint32_t lock; /* its owner, and whether somebody waits; see machine.c */
+    uint32_t pad0;
     struct sim_process processes[SIM_PROCESSES];
     uint64_t shared_sequence;
     struct sim_shared shared[SIM_SHARED];

@@ -169,10 +169,10 @@ SIM_EXPORT CUresult cuMemGetInfo_v2(size_t *free, size_t *total) {
 }
 
 SIM_EXPORT CUresult cuMemGetInfo(unsigned int *free, unsigned int *total) {
-    size_t free_bytes, total_bytes;
+    SIM_BEGIN_IN(context);
+    uint64_t free_bytes, total_bytes;
     if (!free || !total)
         return CUDA_ERROR_INVALID_VALUE;
-    SIM_BEGIN_IN(context);
     const struct sim_card *card = &sim_machine()->cards[context->card];
     sim_machine_lock();
     free_bytes = sim_card_free_bytes(card);

@@ -87,6 +87,7 @@ static inline void kill_and_wait(pid_t child) {
 }
 
 static void keep_in_child(void *data) {
+    setpgid(0, 0); /* with all that it starts */
     ((struct promise *)data)->keep();
 }
 
@@ -101,6 +102,7 @@ static inline int keep_promises(int argc, char **argv) {
         pid_t child = start(keep_in_child, &promises[i]);
         int status;
         waitpid(child, &status, 0);
+        kill(-child, SIGKILL);
         int code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
         if (code != 0 && code != SKIPPED)
             fprintf(stderr, "broken: %s (%s %d)\n", promises[i].name, WIFEXITED(status) ? "status" : "signal",

@@ -45,6 +45,19 @@ static inline CUresult spin_small(CUfunction kernel, CUstream stream, unsigned l
     return cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, stream, parameters, NULL);
 }
 
+/* A stream that is held runs what is submitted to it only once it is released: however slow this machine is
+ * just now, all of it then follows without a gap. */
+static uint32_t held_until_one;
+
+static inline void hold(CUstream stream) {
+    __atomic_store_n(&held_until_one, 0, __ATOMIC_RELEASE);
+    OK(cuStreamWaitValue32(stream, (CUdeviceptr)(uintptr_t)&held_until_one, 1, CU_STREAM_WAIT_VALUE_EQ));
+}
+
+static inline void release(void) {
+    __atomic_store_n(&held_until_one, 1, __ATOMIC_RELEASE);
+}
+
 static inline CUstream new_stream(void) {
     CUstream stream;
     OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));

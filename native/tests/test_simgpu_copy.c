@@ -243,6 +243,32 @@ PROMISE(batches_copy_each_and_name_the_one_to_blame) {
     CHECK_EQUAL(failed, 1);
 }
 
+PROMISE(peers_copy_from_card_to_card) {
+    CUcontext one, other;
+    CUdeviceptr a, b;
+    unsigned char back[100];
+    fresh_machine("T4,A100-80GB");
+    OK(cuInit(0));
+    OK(cuCtxCreate_v2(&one, 0, 0));
+    OK(cuMemAlloc_v2(&a, GIB));
+    OK(cuMemsetD8_v2(a, 8, 100));
+    uint64_t before = used_of(0);
+    OK(cuCtxCreate_v2(&other, 0, 1));
+    OK(cuMemAlloc_v2(&b, 3 * GIB));
+    CHECK_EQUAL(used_of(0), before);
+    CHECK_EQUAL(used_of(1), card_at(1)->model.context_bytes + 3 * GIB);
+    OK(cuCtxEnablePeerAccess(one, 0));
+    CHECK_EQUAL(cuCtxEnablePeerAccess(one, 0), CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED);
+    OK(cuCtxSetCurrent(one));
+    OK(cuMemcpyPeer(b, other, a, one, 100));
+    OK(cuCtxSynchronize());
+    OK(cuMemcpyDtoH_v2(back, b, 100));
+    CHECK_EQUAL(back[99], 8);
+    OK(cuMemFree_v2(b));
+    CHECK_EQUAL(used_of(1), card_at(1)->model.context_bytes);
+    CHECK_EQUAL(cuMemcpyPeer(b, other, a, (CUcontext)(uintptr_t)0x99, 100), CUDA_ERROR_INVALID_CONTEXT);
+}
+
 int main(int argc, char **argv) {
     return keep_promises(argc, argv);
 }

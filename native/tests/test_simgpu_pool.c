@@ -156,6 +156,39 @@ PROMISE(limits_of_pools_hold) {
     CHECK_EQUAL(cuMemPoolCreate(&pool, &wanted), CUDA_ERROR_NOT_SUPPORTED);
 }
 
+PROMISE(captured_allocations_are_memory_once_the_graph_runs) {
+    on_v100();
+    CUstream stream;
+    CUgraph graph;
+    CUgraphExec executable;
+    CUdeviceptr at;
+    void *pinned;
+    unsigned int *words;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAllocHost_v2(&pinned, 4096));
+    words = pinned;
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    OK(cuMemAllocAsync(&at, 3 * MIB, stream));
+    OK(cuMemsetD32Async(at + 512, 0x77, 1024, stream));
+    OK(cuMemcpyDtoHAsync_v2(pinned, at + 512, 4096, stream));
+    OK(cuMemFreeAsync(at, stream));
+    OK(cuStreamEndCapture(stream, &graph));
+    OK(cuGraphInstantiateWithFlags(&executable, graph, 0));
+    CHECK_EQUAL(data_bytes(), 0);
+    CHECK_EQUAL(cuMemFree_v2(at), CUDA_ERROR_INVALID_VALUE);
+    for (int i = 0; i < 3; i++) {
+        words[5] = 0;
+        OK(cuGraphLaunch(executable, stream));
+        OK(cuStreamSynchronize(stream));
+        CHECK_EQUAL(words[5], 0x77);
+    }
+    CHECK_EQUAL(data_bytes(), 2 * PAGE);
+    OK(cuGraphExecDestroy(executable));
+    OK(cuGraphDestroy(graph));
+    OK(cuDeviceGraphMemTrim(0));
+    CHECK_EQUAL(data_bytes(), 0);
+}
+
 int main(int argc, char **argv) {
     return keep_promises(argc, argv);
 }

@@ -14,10 +14,11 @@ PROMISE(a_kernel_lasts_as_long_as_it_is_told) {
     on_v100();
     CUfunction kernel = function_of("spin");
     CUstream stream = new_stream();
-    OK(spin(kernel, stream, 5 * MS));
+    hold(stream);
     CUevent start = recorded(stream);
     OK(spin(kernel, stream, 3 * MS));
     CUevent end = recorded(stream);
+    release();
     OK(cuEventSynchronize(end));
     CHECK_NEAR(between(start, end), 3 * MS);
     CHECK_NEAR(between(end, start), -3 * (long long)MS);
@@ -25,13 +26,14 @@ PROMISE(a_kernel_lasts_as_long_as_it_is_told) {
 
 PROMISE(other_kernels_take_waves_of_blocks) {
     on_v100();
-    CUfunction hold = function_of("spin"), kernel = function_of("none");
+    CUfunction kernel = function_of("none");
     CUstream stream = new_stream();
-    OK(spin(hold, stream, 5 * MS));
+    hold(stream);
     CUevent start = recorded(stream);
     /* 2,048 threads of an SM are 8 blocks of 256: 641 blocks on 80 SMs are two waves of 10 us. */
     OK(cuLaunchKernel(kernel, 641, 1, 1, 256, 1, 1, 0, stream, NULL, NULL));
     CUevent end = recorded(stream);
+    release();
     OK(cuStreamSynchronize(stream));
     CHECK_NEAR(between(start, end), 20000);
 }
@@ -39,14 +41,15 @@ PROMISE(other_kernels_take_waves_of_blocks) {
 PROMISE(streams_of_a_process_overlap) {
     on_v100();
     CUfunction kernel = function_of("spin");
-    CUstream hold = new_stream(), one = new_stream(), other = new_stream();
-    OK(spin(kernel, hold, 5 * MS));
-    CUevent start = recorded(hold);
+    CUstream held = new_stream(), one = new_stream(), other = new_stream();
+    hold(held);
+    CUevent start = recorded(held);
     OK(cuStreamWaitEvent(one, start, 0));
     OK(cuStreamWaitEvent(other, start, 0));
     OK(spin_small(kernel, one, 4 * MS));
     OK(spin_small(kernel, other, 4 * MS));
     CUevent ends[] = {recorded(one), recorded(other)};
+    release();
     OK(cuCtxSynchronize());
     CHECK_NEAR(between(start, ends[0]), 4 * MS);
     CHECK_NEAR(between(start, ends[1]), 4 * MS);
@@ -57,12 +60,14 @@ PROMISE(the_legacy_stream_waits_for_blocking_ones) {
     on_v100();
     CUfunction kernel = function_of("spin");
     OK(cuStreamCreate(&blocking, CU_STREAM_DEFAULT));
+    hold(blocking);
     OK(spin_small(kernel, blocking, 3 * MS));
     CUevent end = recorded(blocking);
     OK(spin_small(kernel, NULL, 2 * MS));
     CUevent legacy = recorded(CU_STREAM_LEGACY);
     OK(spin_small(kernel, blocking, 1 * MS));
     CUevent after = recorded(blocking);
+    release();
     OK(cuEventSynchronize(after));
     CHECK_NEAR(between(end, legacy), 2 * MS);
     CHECK_NEAR(between(legacy, after), 1 * MS);
@@ -81,13 +86,15 @@ PROMISE(events_answer_as_documented) {
     CHECK_EQUAL(cuEventElapsedTime(&ms, untimed, untimed), CUDA_ERROR_INVALID_HANDLE);
     CHECK_EQUAL(cuEventElapsedTime(&ms, fresh, fresh), CUDA_ERROR_INVALID_HANDLE);
     OK(cuEventRecord(fresh, stream));
-    OK(spin(kernel, stream, 30 * MS));
+    hold(stream);
+    OK(spin(kernel, stream, MS));
     CUevent end = recorded(stream);
     CHECK_EQUAL(cuEventQuery(end), CUDA_ERROR_NOT_READY);
     CHECK_EQUAL(cuStreamQuery(stream), CUDA_ERROR_NOT_READY);
     CHECK_EQUAL(cuEventElapsedTime(&ms, fresh, end), CUDA_ERROR_NOT_READY);
     OK(cuEventDestroy_v2(end)); /* pending: it is let go of */
     CHECK_EQUAL(cuEventQuery(end), CUDA_ERROR_INVALID_HANDLE);
+    release();
     OK(cuStreamSynchronize(stream));
     OK(cuStreamQuery(stream));
     CHECK_EQUAL(cuEventRecordWithFlags(fresh, stream, CU_EVENT_RECORD_EXTERNAL), CUDA_ERROR_INVALID_VALUE);
@@ -154,7 +161,7 @@ PROMISE(each_way_to_launch_takes_the_same_time) {
     CUlaunchConfig config = {1, 1, 1, 1, 1, 1, 0, stream, NULL, 0};
     CUDA_LAUNCH_PARAMS several = {kernel, 1, 1, 1, 1, 1, 1, 0, stream, parameters};
     CUevent events[8];
-    OK(spin(kernel, stream, 5 * MS));
+    hold(stream);
     events[0] = recorded(stream);
     OK(cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, stream, NULL, extra));
     events[1] = recorded(stream);
@@ -169,6 +176,7 @@ PROMISE(each_way_to_launch_takes_the_same_time) {
     OK(cuParamSetv(kernel, 0, &ns, 8));
     OK(cuLaunchGridAsync(kernel, 1, 1, stream));
     events[5] = recorded(stream);
+    release();
     OK(cuStreamSynchronize(stream));
     for (int i = 0; i < 5; i++)
         CHECK_NEAR(between(events[i], events[i + 1]), 2 * MS);
@@ -180,11 +188,13 @@ PROMISE(a_stream_with_work_may_be_destroyed) {
     on_v100();
     CUfunction kernel = function_of("spin");
     CUstream stream = new_stream();
-    OK(spin(kernel, stream, 20 * MS));
+    hold(stream);
+    OK(spin(kernel, stream, MS));
     CUevent end = recorded(stream);
     OK(cuStreamDestroy_v2(stream));
     CHECK_EQUAL(cuStreamQuery(stream), CUDA_ERROR_INVALID_HANDLE);
     CHECK_EQUAL(cuEventQuery(end), CUDA_ERROR_NOT_READY);
+    release();
     OK(cuCtxSynchronize()); /* waits for what the stream had */
     OK(cuEventQuery(end));
     CHECK_EQUAL(cuStreamDestroy_v2(NULL), CUDA_ERROR_INVALID_HANDLE);
@@ -289,13 +299,15 @@ PROMISE(host_functions_run_in_stream_order) {
     on_v100();
     CUfunction kernel = function_of("spin");
     CUstream stream = new_stream();
-    OK(spin(kernel, stream, 5 * MS));
+    hold(stream);
+    OK(spin(kernel, stream, MS));
     OK(cuLaunchHostFunc(stream, count_call, &order[0]));
     OK(cuStreamAddCallback(stream, count_callback, &order[1], 0));
     CUevent start = recorded(stream);
-    OK(spin(kernel, stream, 5 * MS));
+    OK(spin(kernel, stream, MS));
     OK(cuLaunchHostFunc_ptsz(stream, count_call, &order[2]));
     CHECK_EQUAL(calls, 0);
+    release();
     OK(cuStreamSynchronize(stream));
     CHECK_EQUAL(calls, 3);
     OK(cuEventSynchronize(start));
@@ -449,12 +461,14 @@ PROMISE(an_event_of_one_card_holds_up_a_stream_of_another) {
     OK(cuCtxCreate_v2(&first, 0, 0));
     CUfunction kernel = function_of("spin");
     CUstream one = new_stream();
-    OK(spin(kernel, one, 10 * MS));
+    hold(one);
+    OK(spin(kernel, one, MS));
     CUevent end = recorded(one);
     OK(cuCtxCreate_v2(&second, 0, 1));
     CUstream other = new_stream();
     OK(cuStreamWaitEvent(other, end, 0));
     CHECK_EQUAL(cuStreamQuery(other), CUDA_ERROR_NOT_READY);
+    release();
     OK(cuStreamSynchronize(other));
     OK(cuEventQuery(end));
 }

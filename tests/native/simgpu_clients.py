@@ -50,15 +50,13 @@ def cubin(path: str) -> dict[str, object]:
     prefix = "CU_FUNC_ATTRIBUTE_"
 
     def attribute(name: str) -> object:
-        return must(driver.cuFuncGetAttribute(driver.CUfunction_attribute[prefix + name], function))
+        return must(driver.cuFuncGetAttribute(getattr(driver.CUfunction_attribute, prefix + name), function))
 
     answers = {
         "kernels": count,
         "parameters": [list(must(driver.cuFuncGetParamInfo(function, i))) for i in range(4)],
         "shared": attribute("SHARED_SIZE_BYTES"),
-        "threads": must(
-            driver.cuFuncGetAttribute(attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, function)
-        ),
+        "threads": attribute("MAX_THREADS_PER_BLOCK"),
         "binary": attribute("BINARY_VERSION"),
         "constants": attribute("CONST_SIZE_BYTES"),
     }
@@ -92,7 +90,7 @@ def core() -> dict[str, object]:
     one = LaunchConfig(grid=1, block=1)
 
     def elapsed(work: Callable[[], object]) -> float:
-        launch(stream, one, spin, ctypes.c_uint64(20 * MS))
+        launch(stream, one, spin, ctypes.c_uint64(400 * MS))  # until all that follows is submitted
         start = stream.record(options=timed)
         work()
         end = stream.record(options=timed)

@@ -16,7 +16,6 @@ from tests.native.nvidia_driver import RealDriver, Unavailable, real_driver
 from tests.native.nvml_tools import Env, GrantDir, Simulated, holding, python, run, shared
 from tests.support import BUILD, GIB, MIB
 
-SMI_PRELOAD = BUILD / "clients" / "libsmi.so"
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +81,10 @@ print(json.dumps({
 
 @pytest.fixture
 def smi(real: RealDriver) -> Callable[..., str]:
-    """Run NVIDIA's nvidia-smi.
-
-    It wants a private function of NVML's, which native/tests/clients/lib_smi.c gives it, without what lies
-    behind: of processes it knows nothing then.
-    """
+    """Run NVIDIA's nvidia-smi."""
 
     def call(env: Env, *arguments: str, code: int = 0) -> str:
-        preload = " ".join(filter(None, (str(SMI_PRELOAD), env.get("LD_PRELOAD"))))
-        return run({**env, "LD_PRELOAD": preload}, str(real.smi), *arguments, code=code)
+        return run(env, str(real.smi), *arguments, code=code)
 
     return call
 

@@ -99,6 +99,7 @@ class Ledger:
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
         self._map = ffi.new("struct vcuda_ledger_map *")
+        self._writable = writable
         status = lib.vcuda_ledger_open(self._map, os.fsencode(path), writable)
         if status != lib.VCUDA_LEDGER_OK:
             raise LedgerError(f"ledger {path}: {_reason(status, self._map)}")
@@ -123,7 +124,14 @@ class Ledger:
         return lib.vcuda_ledger_used(self._map, card)
 
     def reclaim(self) -> int:
-        """Take back the slots of dead processes; returns how many."""
+        """Take back the slots of dead processes; returns how many.
+
+        Raises:
+            LedgerError: the ledger was opened for reading.
+
+        """
+        if not self._writable:
+            raise LedgerError("ledger: was opened for reading; open it with writable=True to take slots back")
         return lib.vcuda_ledger_reclaim(self._map)
 
     def living(self) -> list[int]:

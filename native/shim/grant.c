@@ -58,59 +58,67 @@ static enum vcuda_grant_status check_card(const struct vcuda_grant_card *card, u
     return VCUDA_GRANT_OK;
 }
 
+/* A number of the header, wherever the data lies. */
+static uint64_t number_at(const void *data, size_t offset, size_t bytes) {
+    uint64_t number = 0; /* both files are little-endian, and so are the machines */
+    memcpy(&number, (const char *)data + offset, bytes);
+    return number;
+}
+#define HEADER(field)                                                                                        \
+    number_at(data, offsetof(struct vcuda_grant, field), sizeof((struct vcuda_grant *)0)->field)
+
+static bool sound_header(const void *data) {
+    const char *name = (const char *)data + offsetof(struct vcuda_grant, name);
+    uint64_t header_bytes = HEADER(header_bytes), card_bytes = HEADER(card_bytes), cards = HEADER(card_count);
+    return header_bytes >= offsetof(struct vcuda_grant, cards) && header_bytes <= 65536 &&
+           header_bytes % 8 == 0 && card_bytes >= sizeof(struct vcuda_grant_card) && card_bytes <= 65536 &&
+           card_bytes % 8 == 0 && cards >= 1 && cards <= VCUDA_MAX_CARDS &&
+           printable(name, sizeof((struct vcuda_grant *)0)->name) &&
+           HEADER(file_bytes) >= header_bytes + cards * card_bytes;
+}
+
 enum vcuda_grant_status vcuda_grant_check(const void *data, size_t bytes, char *why, size_t why_bytes) {
-    struct vcuda_grant header; /* a copy: the data need not be aligned */
     if (bytes < offsetof(struct vcuda_grant, cards)) {
         SAY("the grant is truncated: %zu bytes", bytes);
         return VCUDA_GRANT_TRUNCATED;
     }
-    memcpy(&header, data, offsetof(struct vcuda_grant, cards));
-    if (header.magic != VCUDA_GRANT_MAGIC) {
+    if (HEADER(magic) != VCUDA_GRANT_MAGIC) {
         SAY("this is not a grant");
         return VCUDA_GRANT_GARBAGE;
     }
-    if (header.abi_major != VCUDA_ABI_MAJOR) {
+    if (HEADER(abi_major) != VCUDA_ABI_MAJOR) {
         SAY("the grant has ABI version %u.%u, this library %u.%u: install the same version of vcuda on both "
             "sides",
-            header.abi_major, header.abi_minor, VCUDA_ABI_MAJOR, VCUDA_ABI_MINOR);
+            (unsigned)HEADER(abi_major), (unsigned)HEADER(abi_minor), VCUDA_ABI_MAJOR, VCUDA_ABI_MINOR);
         return VCUDA_GRANT_VERSION;
     }
-    if (header.header_bytes < offsetof(struct vcuda_grant, cards) || header.header_bytes > 65536 ||
-        header.header_bytes % 8 != 0 || header.card_bytes < sizeof(struct vcuda_grant_card) ||
-        header.card_bytes > 65536 || header.card_bytes % 8 != 0 || header.card_count == 0 ||
-        header.card_count > VCUDA_MAX_CARDS || !printable(header.name, sizeof header.name)) {
+    if (!sound_header(data)) {
         SAY("the grant's header contradicts itself");
         return VCUDA_GRANT_GARBAGE;
     }
-    uint64_t needed = header.header_bytes + (uint64_t)header.card_count * header.card_bytes;
-    if (header.file_bytes < needed) {
-        SAY("the grant's header contradicts itself");
-        return VCUDA_GRANT_GARBAGE;
-    }
+    uint64_t needed = HEADER(header_bytes) + HEADER(card_count) * HEADER(card_bytes);
     if (bytes < needed) {
         SAY("the grant is truncated: %zu bytes of %llu", bytes, (unsigned long long)needed);
         return VCUDA_GRANT_TRUNCATED;
     }
-    char uuids[VCUDA_MAX_CARDS][VCUDA_UUID_SIZE];
-    for (uint32_t index = 0; index < header.card_count; index++) {
-        struct vcuda_grant_card card;
-        memcpy(&card, (const char *)data + header.header_bytes + (size_t)index * header.card_bytes,
-               sizeof card);
+    const char *first = (const char *)data + HEADER(header_bytes);
+    for (uint32_t index = 0; index < HEADER(card_count); index++) {
+        struct vcuda_grant_card card; /* a copy: the data need not be aligned */
+        memcpy(&card, first + index * HEADER(card_bytes), sizeof card);
         enum vcuda_grant_status status = check_card(&card, index, why, why_bytes);
         if (status != VCUDA_GRANT_OK)
             return status;
-        memcpy(uuids[index], card.uuid, sizeof card.uuid);
         for (uint32_t other = 0; other < index; other++)
-            if (strcmp(uuids[other], uuids[index]) == 0) {
-                SAY("the grant names card %s twice", uuids[index]);
+            /* A card begins with its UUID. */
+            if (strcmp(first + other * HEADER(card_bytes), card.uuid) == 0) {
+                SAY("the grant names card %s twice", card.uuid);
                 return VCUDA_GRANT_VALUE;
             }
     }
     return VCUDA_GRANT_OK;
 }
 
-/* Reads the file while nobody changes it in place; a writer that was killed at work is not waited for long.
- */
+/* Reads the file while nobody changes it in place. A writer killed at work is not waited for long. */
 static ssize_t read_stable(int fd, void *copy, size_t bytes) {
     uint64_t at = offsetof(struct vcuda_grant, generation), before, after;
     for (int tries = 0;; tries++) {
@@ -124,8 +132,7 @@ static ssize_t read_stable(int fd, void *copy, size_t bytes) {
     }
 }
 
-/* Checks a copy, so that a file cut short between two looks cannot make us fault, and maps what was checked.
- */
+/* Checks a copy, so that a file cut short between two looks cannot make us fault; then maps the file. */
 static enum vcuda_grant_status check_and_map(struct vcuda_grant_map *map, int fd, char *copy, size_t bytes,
                                              const char *path, char *why, size_t why_bytes) {
     ssize_t got = read_stable(fd, copy, bytes);
@@ -168,13 +175,17 @@ enum vcuda_grant_status vcuda_grant_open(struct vcuda_grant_map *map, const char
         return status;
     }
     size_t bytes = (size_t)st.st_size < MOST_BYTES ? (size_t)st.st_size : MOST_BYTES;
-    /* Not on the stack: this may be a thread with a small one. */
-    char *copy = mmap(NULL, MOST_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    /* A longer one not on the stack: this may be a thread with a small one. */
+    _Alignas(struct vcuda_grant) char usual[sizeof(struct vcuda_grant)];
+    char *copy = usual;
+    if (bytes > sizeof usual)
+        copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (copy == MAP_FAILED) {
         SAY("the grant %s cannot be read: %s", path, strerror(errno));
     } else {
         status = check_and_map(map, fd, copy, bytes, path, why, why_bytes);
-        munmap(copy, MOST_BYTES);
+        if (copy != usual)
+            munmap(copy, bytes);
     }
     sys_close(fd);
     return status;

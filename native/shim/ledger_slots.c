@@ -87,6 +87,12 @@ static bool take_back(const struct vcuda_ledger_map *map, int fd, uint32_t index
     return false;
 }
 
+/* Most are 0: hundreds that start at once are not to meet over the card's totals for nothing. */
+static void hand_on(uint64_t *total, uint64_t *of_slot) {
+    if (load_relaxed(of_slot))
+        add_relaxed(total, __atomic_exchange_n(of_slot, 0, __ATOMIC_RELAXED));
+}
+
 /* Empties a slot that the caller has claimed and that has no owner; its totals go to the card's. */
 static void empty(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
     struct vcuda_slot *slot = vcuda_ledger_slot(map, index);
@@ -98,10 +104,10 @@ static void empty(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
         __atomic_fetch_add(&own->word, FENCE_ONE, __ATOMIC_SEQ_CST);
         for (uint32_t kind = 0; kind < VCUDA_KINDS; kind++)
             store_relaxed(&own->bytes[kind], 0);
-        add_relaxed(&all->ended_gpu_ns, __atomic_exchange_n(&own->gpu_ns, 0, __ATOMIC_RELAXED));
-        add_relaxed(&all->ended_launches, __atomic_exchange_n(&own->launches, 0, __ATOMIC_RELAXED));
-        add_relaxed(&all->ended_wait_ns, __atomic_exchange_n(&own->wait_ns, 0, __ATOMIC_RELAXED));
-        add_relaxed(&all->ended_refused, __atomic_exchange_n(&own->refused, 0, __ATOMIC_RELAXED));
+        hand_on(&all->ended_gpu_ns, &own->gpu_ns);
+        hand_on(&all->ended_launches, &own->launches);
+        hand_on(&all->ended_wait_ns, &own->wait_ns);
+        hand_on(&all->ended_refused, &own->refused);
         store_relaxed(&own->waits, 0);
         store_relaxed(&own->refused_bytes, 0);
         store_relaxed(&own->peak_bytes, 0);
@@ -123,30 +129,32 @@ static bool tidy(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
     return dead;
 }
 
-static bool holds(const struct vcuda_slot *slot, uint32_t card) {
+static bool holds_bytes(const struct vcuda_slot *slot, uint32_t card) {
     if (card != EVERY_CARD)
         return load(&slot->cards[card].word) & BYTES_MASK;
-    if (__atomic_load_n(&slot->in_use, __ATOMIC_SEQ_CST))
-        return true;
     for (card = 0; card < VCUDA_MAX_CARDS; card++)
         if (load(&slot->cards[card].word) & BYTES_MASK)
             return true;
     return false;
 }
 
-/* Looks at every slot from `first` on, all round; no further once it has met `patience` of the living. */
+/* Looks at every slot that holds bytes on `card`. With EVERY_CARD also at those that hold none, from `first`
+ * on, until `patience` of their owners were found alive. */
 static uint32_t reclaim(const struct vcuda_ledger_map *map, uint32_t card, uint32_t first,
                         uint32_t patience) {
     int fd = -1;
     uint32_t emptied = 0, high = slots_high(map);
-    for (uint32_t step = 0; step < high && patience; step++) {
+    for (uint32_t step = 0; step < high; step++) {
         uint32_t index = (first + step) % high;
-        if ((int)index == map->slot || !holds(vcuda_ledger_slot(map, index), card))
+        const struct vcuda_slot *slot = vcuda_ledger_slot(map, index);
+        bool bytes = holds_bytes(slot, card);
+        bool worn = card == EVERY_CARD && patience && __atomic_load_n(&slot->in_use, __ATOMIC_SEQ_CST);
+        if ((int)index == map->slot || (!bytes && !worn))
             continue;
         if (fd < 0 && (fd = open_stranger(map, O_RDWR)) < 0)
             return 0;
         if (owned(fd, index)) {
-            patience--;
+            patience -= bytes ? 0 : 1;
             continue;
         }
         bool took = false;
@@ -164,8 +172,8 @@ uint32_t vcuda_ledger_reclaim_card(const struct vcuda_ledger_map *map, uint32_t 
     return reclaim(map, card, 0, UINT32_MAX);
 }
 
-/* What a process does that starts: the kernel looks at all locks to answer for one, so among hundreds of the
- * living it looks at some, from a place that chance gives. Who needs the dead's memory looks at all. */
+/* What a process does that starts: the kernel looks at all locks to answer for one, so among hundreds that
+ * start at once, and hold nothing yet, it looks at some, from a place that chance gives. */
 #define PATIENCE 4
 static void reclaim_some(const struct vcuda_ledger_map *map) {
     uint32_t chance = (uint32_t)(sys_clock_ns(CLOCK_MONOTONIC) >> 8);

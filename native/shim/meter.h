@@ -151,8 +151,7 @@ void vcuda_meter_context_ends(struct vcuda_share *share, CUcontext context);
 void vcuda_meter_forget_context(struct vcuda_share *share, CUcontext context);
 void vcuda_meter_primary_ends(struct vcuda_share *share, CUdevice device);
 void vcuda_meter_forget_primary(struct vcuda_share *share, CUdevice device);
-/* A share is attached; a forked child has none of its parent's work. */
-void vcuda_meter_begin_process(void);
+/* A forked child has none of its parent's work. */
 void vcuda_meter_forget_process(void);
 
 #endif

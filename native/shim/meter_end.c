@@ -118,7 +118,7 @@ static void at_exit(void) {
     vcuda_lock_give(&vcuda_meter_lock);
 }
 
-void vcuda_meter_begin_process(void) {
+void vcuda_meter_read_at_exit(void) {
     static bool once;
     if (!__atomic_exchange_n(&once, true, __ATOMIC_RELAXED))
         atexit(at_exit);

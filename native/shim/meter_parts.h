@@ -76,6 +76,8 @@ void vcuda_context_forget(struct vcuda_context_meter *context);
 void vcuda_stream_detach(struct vcuda_stream_meter *meter);
 void vcuda_stream_free(struct vcuda_stream_meter *meter);
 
+/* There will be something to be read when the process exits. */
+void vcuda_meter_read_at_exit(void);
 /* Add to the ledger's GPU time. */
 void vcuda_meter_account(struct vcuda_share *share, int card, uint64_t gpu_ns);
 /* Read the samples that have been reached; asks, never waits. The context is current. */

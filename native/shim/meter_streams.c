@@ -96,6 +96,7 @@ struct vcuda_context_meter *vcuda_context_meter(struct vcuda_share *share, CUcon
         room = &vcuda_context_meters[contexts_high++];
     if (!room)
         return NULL;
+    vcuda_meter_read_at_exit();
     *room = (struct vcuda_context_meter){.context = context,
                                          .id = id,
                                          .device = device,

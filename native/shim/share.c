@@ -79,13 +79,6 @@ static CUresult open_grant(void) {
     return CUDA_SUCCESS;
 }
 
-CUresult vcuda_share_prepare(void) {
-    vcuda_lock_take(&share_lock);
-    CUresult result = open_grant();
-    vcuda_lock_give(&share_lock);
-    return result;
-}
-
 enum vcuda_mode vcuda_share_mode(void) {
     static int known = -1;
     int mode = __atomic_load_n(&known, __ATOMIC_ACQUIRE);
@@ -207,40 +200,51 @@ static const uint32_t *make_fork_mark(void) {
     return mark;
 }
 
-CUresult vcuda_share_attach(void) {
-    if (vcuda_share())
-        return CUDA_SUCCESS;
-    CUresult result = CUDA_SUCCESS;
-    vcuda_lock_take(&share_lock);
-    if (!grant_opened || vcuda_share())
-        goto done;
-    result = VCUDA_ERROR_INIT;
-    if (vcuda_share_attached) /* a child made by a raw clone, which runs no fork handlers */
+/* Caller holds share_lock. */
+static CUresult enter_ledger(void) {
+    if (the_share.alive && !*the_share.alive) /* a child made by a raw clone, which runs no fork handlers */
         forget_in_child();
+    if (!grant_opened || the_share.ledger.header)
+        return CUDA_SUCCESS;
     static bool fork_handler;
     if (!fork_handler)
         fork_handler = pthread_atfork(NULL, NULL, forget_in_child) == 0;
-    if (match_devices(&the_share) == 0) {
-        say("the driver shows none of the granted cards (first: %s); CUDA is not available here",
-            vcuda_grant_card(&the_share.grant, 0)->uuid);
-        goto done;
-    }
     the_share.alive = make_fork_mark();
     const char *dir = grant_dir();
     char path[300];
     if (!the_share.alive || !dir || snprintf(path, sizeof path, "%s/ledger", dir) >= (int)sizeof path) {
         say("out of memory, or the grant has gone; CUDA is not available here");
-        goto done;
+        return VCUDA_ERROR_INIT;
     }
     enum vcuda_ledger_status status = vcuda_ledger_attach(&the_share.ledger, path);
-    if (status != VCUDA_LEDGER_OK) {
-        say_ledger(status, &the_share.ledger, path, errno);
-        goto done;
+    if (status == VCUDA_LEDGER_OK)
+        return CUDA_SUCCESS;
+    say_ledger(status, &the_share.ledger, path, errno);
+    return VCUDA_ERROR_INIT;
+}
+
+CUresult vcuda_share_prepare(void) {
+    vcuda_lock_take(&share_lock);
+    CUresult result = open_grant();
+    if (result == CUDA_SUCCESS)
+        result = enter_ledger();
+    vcuda_lock_give(&share_lock);
+    return result;
+}
+
+CUresult vcuda_share_attach(void) {
+    CUresult result = CUDA_SUCCESS;
+    vcuda_lock_take(&share_lock);
+    if (grant_opened && !vcuda_share()) {
+        the_share.granted = match_devices(&the_share);
+        /* Also if there is none: a program that goes on in spite of the error is to find every card full. */
+        __atomic_store_n(&vcuda_share_attached, &the_share, __ATOMIC_RELEASE);
     }
-    __atomic_store_n(&vcuda_share_attached, &the_share, __ATOMIC_RELEASE);
-    vcuda_meter_begin_process();
-    result = CUDA_SUCCESS;
-done:
+    if (grant_opened && the_share.granted == 0) {
+        say("the driver shows none of the granted cards (first: %s); CUDA is not available here",
+            vcuda_grant_card(&the_share.grant, 0)->uuid);
+        result = VCUDA_ERROR_INIT;
+    }
     vcuda_lock_give(&share_lock);
     return result;
 }

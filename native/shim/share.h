@@ -23,6 +23,7 @@
 struct vcuda_share {
     struct vcuda_grant_map grant;
     struct vcuda_ledger_map ledger;
+    int granted;                       /* devices that are; 0 = CUDA is not available here */
     bool whole;                        /* every card is granted whole: metered, not limited */
     const uint32_t *alive;             /* 1 here, 0 in a forked child: on a page that fork wipes */
     int8_t card_of[VCUDA_MAX_DEVICES]; /* by CUdevice; -1 = not granted */
@@ -42,9 +43,10 @@ static inline struct vcuda_share *vcuda_limited_share(void) {
     return share && !share->whole ? share : NULL;
 }
 
-/* Find the grant before the driver is initialised; CUDA_SUCCESS also where there is none. */
+/* Find the grant and take a slot before the driver is initialised: if that fails, it never is. CUDA_SUCCESS
+ * also where there is no grant. */
 CUresult vcuda_share_prepare(void);
-/* Take a slot after the driver has been initialised. */
+/* Find the granted cards after the driver has been initialised. */
 CUresult vcuda_share_attach(void);
 
 /* Whether this process has a grant, and whether it is for whole cards alone: which names are to be hooked.

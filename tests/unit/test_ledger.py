@@ -142,3 +142,8 @@ def test_no_damage_to_a_ledger_does_harm(path: Path, data: st.DataObject) -> Non
             ledger.read(cards=16)
     except LedgerError as error:
         assert "\n" not in str(error)
+
+
+def test_nothing_is_taken_back_in_a_ledger_that_is_only_read(path: Path) -> None:
+    with Ledger(path) as ledger, pytest.raises(LedgerError, match="writable=True"):
+        ledger.reclaim()

@@ -14,8 +14,7 @@ import pytest
 from tests import support
 from tests.native.nvidia_driver import RealDriver, Unavailable, real_driver
 from tests.native.nvml_tools import Env, GrantDir, Simulated, holding, python, run, shared
-from tests.support import BUILD, GIB, MIB
-
+from tests.support import GIB, MIB
 
 
 @pytest.fixture(scope="module")

@@ -83,4 +83,7 @@ uint32_t sim_nvml_peers(const struct sim_nvml_card *card, uint32_t peers[SIM_NVM
         return NVML_SUCCESS;                                                                                 \
     }
 
+/* No header of NVIDIA's declares this one; see nvml_system.c. */
+nvmlReturn_t nvmlInternalGetExportTable(const void **table, const void *id);
+
 #endif

@@ -215,7 +215,6 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char *pciBusId, nvml
  * No header has this function, but nvidia-smi refuses an NVML that lacks it. It asks for tables of private
  * functions by an id, and does without where it gets none; nothing of them is imitated here.
  */
-SIM_EXPORT nvmlReturn_t nvmlInternalGetExportTable(const void **table, const void *id);
 SIM_EXPORT nvmlReturn_t nvmlInternalGetExportTable(const void **table, const void *id) {
     if (!table || !id)
         return NVML_ERROR_INVALID_ARGUMENT;

@@ -19,6 +19,11 @@
 #include <unistd.h>
 
 #define SKIPPED 77
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED true /* its own memory and stack leave no room for experiments with ours */
+#else
+#define SANITIZED false
+#endif
 
 #define CHECK(condition)                                                                                     \
     do {                                                                                                     \

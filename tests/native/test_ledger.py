@@ -193,10 +193,8 @@ WRONG = {
     "a newcomer does not take back what the dead held": (
         SLOTS,
         [
-            (
-                "            pause_us(1000);\n        vcuda_ledger_reclaim(map);\n",
-                "            pause_us(1000);\n",
-            )
+            ("            pause_us(1000);\n        reclaim_some(map);\n", "            pause_us(1000);\n"),
+            ("static void reclaim_some", "__attribute__((unused)) static void reclaim_some"),
         ],
         "test_ledger",
         "many_short_lives_use_few_slots",

@@ -76,9 +76,12 @@ static void account(struct vcuda_ledger_map *map) {
     struct vcuda_slot *own = vcuda_ledger_slot(map, (uint32_t)map->slot);
     insist(own != NULL && vcuda_slot_used(own, 0) == 0 && vcuda_ledger_used(map, 0) == 0);
     uint64_t held = 0;
+    for (uint32_t i = 0; i < map->slot_count; i++)
+        vcuda_ledger_slot(map, i)->cards[0].unsettled = 0; /* else refusals wait for it */
     for (int i = 0; i < 6; i++)
         held += vcuda_ledger_reserve(map, 0, VCUDA_KIND_LINEAR, 300, LIMIT) ? 300 : 0;
     insist(held == 900 && vcuda_ledger_used(map, 0) == 900);
+    insist(!vcuda_ledger_reserve_as(map, 0, VCUDA_KIND_LINEAR, 300, LIMIT, VCUDA_UNSETTLED | VCUDA_AT_ONCE));
     vcuda_ledger_charge(map, 0, VCUDA_KIND_POOL, 500);
     vcuda_ledger_release(map, 0, VCUDA_KIND_LINEAR, 900);
     insist(vcuda_ledger_used(map, 0) == 500);

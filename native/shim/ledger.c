@@ -10,9 +10,10 @@
 #define LOCK_SLOT_SHIFT 48
 #define LOCK_SLEEPERS ((uint64_t)1 << 47)
 #define LOCK_TICKET_MASK (LOCK_SLEEPERS - 1)
-#define SPINS 10       /* looks at a lock word before sleeping */
-#define NAP_NS 1000000 /* before looking again */
-#define PAUSES 64      /* between two looks, of up to 140 cycles each */
+#define SPINS 10           /* looks at a lock word before sleeping */
+#define NAP_NS 1000000     /* before looking again */
+#define SETTLE_NS 40000000 /* for so long at most others are waited for that may give something back */
+#define PAUSES 64          /* between two looks, of up to 140 cycles each */
 
 /* A few microseconds: whoever looks takes the lock's cache line from those who use it, and a core that
  * charges many times in a row has all it needs at hand. Looking at once and often made eight processes three
@@ -141,6 +142,13 @@ static struct vcuda_slot_card *own_card(const struct vcuda_ledger_map *map, uint
     return &vcuda_ledger_slot(map, (uint32_t)map->slot)->cards[card];
 }
 
+/* Before the first charge: a slot that says it has none is not searched for what a dead owner left. */
+static void announce(const struct vcuda_ledger_map *map) {
+    uint64_t *charged = &vcuda_ledger_slot(map, (uint32_t)map->slot)->charged;
+    if (__builtin_expect(load_relaxed(charged) == 0, 0))
+        __atomic_store_n(charged, 1, __ATOMIC_SEQ_CST);
+}
+
 static void note_charge(struct vcuda_slot_card *own, enum vcuda_kind kind, uint64_t bytes, uint64_t word) {
     add_relaxed(&own->bytes[kind], bytes);
     if ((word & BYTES_MASK) > load_relaxed(&own->peak_bytes))
@@ -152,51 +160,117 @@ static uint64_t raised(uint64_t word, uint64_t bytes) {
     return word + (bytes < room ? bytes : room);
 }
 
-enum attempt { CHARGED, DOES_NOT_FIT, LEASE_LOST };
+/* What processes may give back in a moment: reserved before they knew what the driver would really take. */
+static uint64_t unsettled(const struct vcuda_ledger_map *map, uint32_t card) {
+    uint64_t sum = 0;
+    for (uint32_t index = 0; index < slots_high(map); index++) {
+        const struct vcuda_slot_card *each = &vcuda_ledger_slot(map, index)->cards[card];
+        uint64_t bytes = load(&each->unsettled), held = load(&each->word) & BYTES_MASK;
+        sum += bytes < held ? bytes : held;
+    }
+    return sum;
+}
 
-static enum attempt attempt(const struct vcuda_ledger_map *map, struct vcuda_slot_card *own, uint32_t card,
-                            uint64_t bytes, uint64_t limit, uint64_t *after) {
+struct request {
+    uint32_t card;
+    uint64_t bytes, limit;
+    unsigned int how; /* VCUDA_UNSETTLED, VCUDA_AT_ONCE */
+};
+
+enum attempt { CHARGED, DOES_NOT_FIT, MAY_FIT_SOON, LEASE_LOST };
+
+static enum attempt look(const struct vcuda_ledger_map *map, const struct request *request) {
+    uint64_t used = vcuda_ledger_used(map, request->card);
+    if (__builtin_expect(used <= request->limit && request->bytes <= request->limit - used, 1))
+        return CHARGED;
+    /* What is unsettled first, then the sum: what is given back in between must not be missed in both. */
+    uint64_t soon = unsettled(map, request->card);
+    used = vcuda_ledger_used(map, request->card);
+    uint64_t settled = used - (soon < used ? soon : used);
+    return settled <= request->limit && request->bytes <= request->limit - settled ? MAY_FIT_SOON
+                                                                                   : DOES_NOT_FIT;
+}
+
+static enum attempt attempt(const struct vcuda_ledger_map *map, struct vcuda_slot_card *own,
+                            const struct request *request, uint64_t *after) {
     /* The fence is read before the lease is taken: a thief raises it after, so no theft goes unseen. */
     uint64_t fence_before = fence_of(load(&own->word));
     POINT("fence read");
-    uint64_t lease = lease_acquire(map, card);
-    uint64_t used = vcuda_ledger_used(map, card);
-    bool fits = used <= limit && bytes <= limit - used;
+    uint64_t lease = lease_acquire(map, request->card);
+    enum attempt result = look(map, request);
     POINT("summed");
+    if (request->how & VCUDA_UNSETTLED && result == CHARGED)
+        add_relaxed(&own->unsettled, request->bytes);
     uint64_t word = load(&own->word);
-    enum attempt result = fits ? CHARGED : DOES_NOT_FIT;
     /* A sum made while the lease was another's may be too large as well as too small: believe neither. */
-    while (fence_of(word) == fence_before && fits && !swap_if(&own->word, &word, raised(word, bytes)))
+    while (fence_of(word) == fence_before && result == CHARGED &&
+           !swap_if(&own->word, &word, raised(word, request->bytes)))
         ;
-    if (fence_of(word) != fence_before)
-        result = LEASE_LOST;
-    *after = raised(word, bytes);
+    bool lost = fence_of(word) != fence_before;
+    if (lost && request->how & VCUDA_UNSETTLED && result == CHARGED)
+        add_relaxed(&own->unsettled, -request->bytes);
+    *after = raised(word, request->bytes);
     POINT("charged");
-    lease_release(map, card, lease);
-    return result;
+    lease_release(map, request->card, lease);
+    return lost ? LEASE_LOST : result;
 }
 
-bool vcuda_ledger_try_reserve(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind,
-                              uint64_t bytes, uint64_t limit) {
-    if (!can_charge(map, card) || bytes > VCUDA_MAX_BYTES || limit > VCUDA_MAX_BYTES)
+/* Waits a little, and longer each time; false when that has gone on for too long. */
+static bool wait_for_others_to_settle(uint64_t *since, uint64_t *nap_ns) {
+    uint64_t now = sys_clock_ns(CLOCK_MONOTONIC);
+    if (*since == 0)
+        *since = now;
+    if (now - *since > SETTLE_NS)
         return false;
-    struct vcuda_slot_card *own = own_card(map, card);
+    struct timespec pause = {0, (long)*nap_ns};
+    syscall(SYS_nanosleep, &pause, NULL);
+    *nap_ns = *nap_ns < NAP_NS / 4 ? *nap_ns * 2 : *nap_ns;
+    return true;
+}
+
+static bool reserve(const struct vcuda_ledger_map *map, enum vcuda_kind kind, const struct request *request) {
+    if (!can_charge(map, request->card) || request->bytes > VCUDA_MAX_BYTES ||
+        request->limit > VCUDA_MAX_BYTES)
+        return false;
+    struct vcuda_slot_card *own = own_card(map, request->card);
+    announce(map);
+    uint64_t waits_since = 0, nap_ns = NAP_NS / 64;
     bool swept = false;
     for (;;) {
         uint64_t word;
-        enum attempt result = attempt(map, own, card, bytes, limit, &word);
+        enum attempt result = attempt(map, own, request, &word);
         if (__builtin_expect(result == CHARGED, 1)) {
-            note_charge(own, kind, bytes, word);
+            note_charge(own, kind, request->bytes, word);
             return true;
         }
         if (result == LEASE_LOST)
             continue;
-        if (swept || bytes > limit)
+        if (request->bytes > request->limit)
             return false;
-        /* Sum again even if nothing was reclaimed here: another may just have done it. */
-        vcuda_ledger_reclaim_card(map, card);
-        swept = true;
+        if (!swept) {
+            /* Sum again even if nothing was reclaimed here: another may just have done it. */
+            vcuda_ledger_reclaim_card(map, request->card);
+            swept = true;
+        } else if (result == DOES_NOT_FIT || request->how & VCUDA_AT_ONCE ||
+                   !wait_for_others_to_settle(&waits_since, &nap_ns)) {
+            return false;
+        }
     }
+}
+
+bool vcuda_ledger_try_reserve(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind,
+                              uint64_t bytes, uint64_t limit) {
+    return reserve(map, kind, &(struct request){card, bytes, limit, 0});
+}
+
+bool vcuda_ledger_reserve_as(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind,
+                             uint64_t bytes, uint64_t limit, unsigned int how) {
+    return reserve(map, kind, &(struct request){card, bytes, limit, how});
+}
+
+void vcuda_ledger_settle(const struct vcuda_ledger_map *map, uint32_t card, uint64_t bytes) {
+    if (can_charge(map, card))
+        __atomic_fetch_sub(&own_card(map, card)->unsettled, bytes, __ATOMIC_SEQ_CST);
 }
 
 void vcuda_ledger_count_refusal(const struct vcuda_ledger_map *map, uint32_t card, uint64_t bytes) {
@@ -220,10 +294,11 @@ void vcuda_ledger_charge(const struct vcuda_ledger_map *map, uint32_t card, enum
     if (!can_charge(map, card))
         return;
     struct vcuda_slot_card *own = own_card(map, card);
+    const struct request request = {card, bytes, UINT64_MAX, 0};
+    announce(map);
     uint64_t word;
-    /* Under the lease like any other: a sum in which words rise could show what never was, and refuse for it.
-     */
-    while (attempt(map, own, card, bytes, UINT64_MAX, &word) != CHARGED)
+    /* Under the lease like any other: a sum in which words rise could show what never was, and refuse. */
+    while (attempt(map, own, &request, &word) != CHARGED)
         ;
     note_charge(own, kind, bytes, word);
 }

@@ -44,7 +44,8 @@ struct vcuda_ledger_map {
     char *slots; /* the geometry is copied once, when it was checked: users can write to the file */
     uint32_t slot_count, slot_bytes;
     int slot;
-    int kept_fd;                       /* -1, but where a mapping alone does not keep a lock */
+    int kept_fd; /* -1, but where a mapping alone does not keep a lock */
+    bool writable;
     uint64_t generation;               /* of the slot when it was taken */
     uint64_t device, inode;            /* of the file that is mapped */
     uint16_t other_major, other_minor; /* for VCUDA_LEDGER_VERSION */
@@ -76,6 +77,13 @@ bool vcuda_ledger_reserve(const struct vcuda_ledger_map *map, uint32_t card, enu
 /* As reserve, without counting a refusal. */
 bool vcuda_ledger_try_reserve(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind,
                               uint64_t bytes, uint64_t limit);
+/* As try_reserve, which is how == 0. An unsettled charge is one of which it is not known yet how much will be
+ * kept: nobody is refused for its sake without having waited for it to be settled, for some 40 ms at most. */
+#define VCUDA_UNSETTLED 1u /* what is not kept is released, then the whole settled */
+#define VCUDA_AT_ONCE 2u   /* rather be refused than wait */
+bool vcuda_ledger_reserve_as(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind,
+                             uint64_t bytes, uint64_t limit, unsigned int how);
+void vcuda_ledger_settle(const struct vcuda_ledger_map *map, uint32_t card, uint64_t bytes);
 /* Charge whatever the limit says: for what the driver has already taken. */
 void vcuda_ledger_charge(const struct vcuda_ledger_map *map, uint32_t card, enum vcuda_kind kind,
                          uint64_t bytes);

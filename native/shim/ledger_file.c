@@ -142,8 +142,8 @@ enum vcuda_ledger_status vcuda_ledger_map_file(struct vcuda_ledger_map *map, con
     status = check(&header, got < (ssize_t)sizeof header ? 0 : (uint64_t)st.st_size, map);
     if (status != VCUDA_LEDGER_OK)
         goto fail;
-    /* The slots are allocated by their owners. */
-    if (writable && !vcuda_ledger_allocate(fd, 0, header.header_bytes)) {
+    /* Before anybody has taken a slot; the slots are allocated by their owners. */
+    if (writable && header.slots_high == 0 && !vcuda_ledger_allocate(fd, 0, header.header_bytes)) {
         status = VCUDA_LEDGER_NO_SPACE;
         goto fail;
     }
@@ -157,6 +157,7 @@ enum vcuda_ledger_status vcuda_ledger_map_file(struct vcuda_ledger_map *map, con
                      child */
         madvise(memory, map->map_bytes, MADV_DONTFORK);
     map->header = memory;
+    map->writable = writable;
     map->slots = (char *)memory + header.header_bytes;
     map->slot_count = header.slot_count;
     map->slot_bytes = header.slot_bytes;

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/statfs.h>
 #include <sys/vfs.h>
 
 #include "lock.h"
@@ -108,11 +109,13 @@ static void empty(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
         hand_on(&all->ended_launches, &own->launches);
         hand_on(&all->ended_wait_ns, &own->wait_ns);
         hand_on(&all->ended_refused, &own->refused);
+        store_relaxed(&own->unsettled, 0);
         store_relaxed(&own->waits, 0);
         store_relaxed(&own->refused_bytes, 0);
         store_relaxed(&own->peak_bytes, 0);
     }
     POINT("emptied");
+    __atomic_store_n(&slot->charged, 0, __ATOMIC_SEQ_CST);
     __atomic_store_n(&slot->in_use, 0, __ATOMIC_SEQ_CST);
 }
 
@@ -138,50 +141,58 @@ static bool holds_bytes(const struct vcuda_slot *slot, uint32_t card) {
     return false;
 }
 
-/* Looks at every slot that holds bytes on `card`. With EVERY_CARD also at those that hold none, from `first`
- * on, until `patience` of their owners were found alive. */
-static uint32_t reclaim(const struct vcuda_ledger_map *map, uint32_t card, uint32_t first,
-                        uint32_t patience) {
+static bool in_use(const struct vcuda_slot *slot) {
+    return __atomic_load_n(&slot->in_use, __ATOMIC_SEQ_CST);
+}
+
+/* Takes back what a slot's owner left, if it is dead. */
+static bool reclaim_slot(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
+    bool took = false;
+    for (uint32_t card = 0; card < VCUDA_MAX_CARDS; card++)
+        took |= take_back(map, fd, index, card);
+    return tidy(map, fd, index) || took;
+}
+
+uint32_t vcuda_ledger_reclaim_card(const struct vcuda_ledger_map *map, uint32_t card) {
     int fd = -1;
-    uint32_t emptied = 0, high = slots_high(map);
-    for (uint32_t step = 0; step < high; step++) {
-        uint32_t index = (first + step) % high;
+    uint32_t emptied = 0;
+    if (!map->writable)
+        return 0;
+    for (uint32_t index = 0; index < slots_high(map); index++) {
         const struct vcuda_slot *slot = vcuda_ledger_slot(map, index);
-        bool bytes = holds_bytes(slot, card);
-        bool worn = card == EVERY_CARD && patience && __atomic_load_n(&slot->in_use, __ATOMIC_SEQ_CST);
-        if ((int)index == map->slot || (!bytes && !worn))
+        if ((int)index == map->slot || !(holds_bytes(slot, card) || (card == EVERY_CARD && in_use(slot))))
             continue;
         if (fd < 0 && (fd = open_stranger(map, O_RDWR)) < 0)
             return 0;
-        if (owned(fd, index)) {
-            patience -= bytes ? 0 : 1;
-            continue;
-        }
-        bool took = false;
-        for (uint32_t each = 0; each < VCUDA_MAX_CARDS; each++)
-            took |= take_back(map, fd, index, each);
-        took |= tidy(map, fd, index);
-        emptied += took;
+        emptied += !owned(fd, index) && reclaim_slot(map, fd, index);
     }
     if (fd >= 0)
         sys_close(fd);
     return emptied;
 }
 
-uint32_t vcuda_ledger_reclaim_card(const struct vcuda_ledger_map *map, uint32_t card) {
-    return reclaim(map, card, 0, UINT32_MAX);
-}
-
-/* What a process does that starts: the kernel looks at all locks to answer for one, so among hundreds that
- * start at once, and hold nothing yet, it looks at some, from a place that chance gives. */
-#define PATIENCE 4
-static void reclaim_some(const struct vcuda_ledger_map *map) {
-    uint32_t chance = (uint32_t)(sys_clock_ns(CLOCK_MONOTONIC) >> 8);
-    reclaim(map, EVERY_CARD, chance % VCUDA_MAX_SLOTS, PATIENCE);
-}
-
 uint32_t vcuda_ledger_reclaim(const struct vcuda_ledger_map *map) {
     return vcuda_ledger_reclaim_card(map, EVERY_CARD);
+}
+
+/* What a process does that starts: it looks at the slots whose owners have charged something. The kernel
+ * looks at all locks to answer for one, so among hundreds that start at once, and hold nothing yet, it looks
+ * at few of the others, from a place that chance gives. */
+#define PATIENCE 4
+static void reclaim_some(const struct vcuda_ledger_map *map, int fd) {
+    uint32_t high = slots_high(map), patience = PATIENCE;
+    uint32_t first = high ? (uint32_t)(sys_clock_ns(CLOCK_MONOTONIC) >> 8) % high : 0;
+    for (uint32_t step = 0; step < high; step++) {
+        uint32_t index = (first + step) % high;
+        const struct vcuda_slot *slot = vcuda_ledger_slot(map, index);
+        bool charged = load(&slot->charged);
+        if (!charged && (patience == 0 || !in_use(slot)))
+            continue;
+        if (!owned(fd, index))
+            reclaim_slot(map, fd, index);
+        else if (!charged)
+            patience--;
+    }
 }
 
 /* ---- forks ---- */
@@ -299,11 +310,12 @@ static uint64_t own_pid_namespace(void) {
     return number ? strtoull(number + 1, NULL, 10) : 0;
 }
 
-/* Every slot below the new mark can be read afterwards without a fault. */
+/* Every slot below the new mark can be read afterwards without a fault; those below the old one could before.
+ */
 static bool raise_high(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
     uint32_t *high = &map->header->slots_high;
     uint32_t seen = __atomic_load_n(high, __ATOMIC_SEQ_CST);
-    for (uint32_t below = seen < index ? seen : index; below <= index; below++) {
+    for (uint32_t below = seen; below <= index; below++) {
         uint64_t offset = (uint64_t)(map->slots - (char *)map->header) + (uint64_t)below * map->slot_bytes;
         if (!vcuda_ledger_allocate(fd, offset, sizeof(struct vcuda_slot)))
             return false;
@@ -372,7 +384,7 @@ static enum vcuda_ledger_status take_any_slot(struct vcuda_ledger_map *map, int 
     for (int tries = 0; taken == BUSY && tries < BUSY_TRIES; tries++) {
         if (tries)
             pause_us(1000);
-        reclaim_some(map);
+        reclaim_some(map, fd);
         taken = take_free_slot(map, fd);
     }
     return taken == TAKEN      ? VCUDA_LEDGER_OK
@@ -382,13 +394,8 @@ static enum vcuda_ledger_status take_any_slot(struct vcuda_ledger_map *map, int 
 }
 
 /* Whether a mapping keeps its file open, and so its locks. On overlayfs it does not: what is mapped there is
- * a file beneath. Where the file system is not one that is known, it is tried on a byte that nobody else
- * takes for a slot. */
-static bool mapping_keeps_locks(const struct vcuda_ledger_map *map, int fd) {
-    struct statfs fs;
-    if (syscall(SYS_fstatfs, fd, &fs) == 0 &&
-        (fs.f_type == TMPFS_MAGIC || fs.f_type == EXT4_SUPER_MAGIC || fs.f_type == XFS_SUPER_MAGIC))
-        return true;
+ * a file beneath. Tried on a byte that nobody else takes for a slot. */
+static bool tried_mapping_keeps_locks(const struct vcuda_ledger_map *map, int fd) {
     int stranger = open_stranger(map, O_RDWR);
     if (stranger < 0)
         return false;
@@ -401,6 +408,22 @@ static bool mapping_keeps_locks(const struct vcuda_ledger_map *map, int fd) {
     if (page != MAP_FAILED)
         munmap(page, 1);
     return kept;
+}
+
+/* Where ledgers usually are, it is known. */
+static bool mapping_keeps_locks(const struct vcuda_ledger_map *map, int fd) {
+    struct statfs system;
+    if (syscall(SYS_fstatfs, fd, &system) == 0)
+        switch (system.f_type) {
+        case TMPFS_MAGIC:
+        case EXT4_SUPER_MAGIC:
+        case XFS_SUPER_MAGIC:
+        case BTRFS_SUPER_MAGIC:
+            return true;
+        default:
+            break;
+        }
+    return tried_mapping_keeps_locks(map, fd);
 }
 
 enum vcuda_ledger_status vcuda_ledger_attach(struct vcuda_ledger_map *map, const char *path) {

@@ -15,13 +15,18 @@
 /* key: address; bytes: charged for at allocation; size: as asked; owner: the context. */
 static struct vcuda_shards allocations;
 
-bool vcuda_reserve_or_settle(struct vcuda_share *share, int card, enum vcuda_kind kind, uint64_t bytes) {
-    if (vcuda_reserve(share, card, kind, bytes))
+bool vcuda_reserve_or_settle_as(struct vcuda_share *share, int card, enum vcuda_kind kind, uint64_t bytes,
+                                unsigned int how) {
+    if (vcuda_reserve_as(share, card, kind, bytes, how))
         return true;
     if (!vcuda_pools_in_use)
         return false;
     vcuda_pools_settle(share);
-    return vcuda_reserve(share, card, kind, bytes);
+    return vcuda_reserve_as(share, card, kind, bytes, how);
+}
+
+bool vcuda_reserve_or_settle(struct vcuda_share *share, int card, enum vcuda_kind kind, uint64_t bytes) {
+    return vcuda_reserve_or_settle_as(share, card, kind, bytes, 0);
 }
 
 bool vcuda_wait_for_the_dead(struct vcuda_share *share, int card, int *tries) {
@@ -46,6 +51,7 @@ struct attempt {
     enum vcuda_kind kind;
     uint64_t page_bytes;
     uint64_t reserved;
+    uint64_t unsettled; /* all of it, where only the address will tell what it costs */
     int tries;
 };
 
@@ -55,7 +61,7 @@ static CUresult begin(struct attempt *attempt, struct vcuda_share *share, enum v
     CUresult error;
     attempt->share = share;
     attempt->kind = kind;
-    attempt->reserved = 0;
+    attempt->reserved = attempt->unsettled = 0;
     attempt->tries = 0;
     attempt->card = vcuda_current_card(share, &error);
     if (error != CUDA_SUCCESS)
@@ -64,19 +70,22 @@ static CUresult begin(struct attempt *attempt, struct vcuda_share *share, enum v
         return CUDA_ERROR_OUT_OF_MEMORY;
     attempt->page_bytes = vcuda_page_bytes(share, attempt->card);
     uint64_t needed = vcuda_round_up(bytes, attempt->page_bytes);
-    if (vcuda_reserve_or_settle(share, attempt->card, kind, needed)) {
-        attempt->reserved = needed;
-        return CUDA_SUCCESS;
-    }
-    /* At the limit, a small allocation may still fit into a page that is paid for. Where it went is checked.
+    unsigned int how = needed == bytes ? 0 : VCUDA_UNSETTLED;
+    bool reserved = vcuda_reserve_or_settle_as(share, attempt->card, kind, needed, how | VCUDA_AT_ONCE);
+    /* At the limit, a small allocation may still fit into a page that is paid for: where it went is checked.
      */
-    if (vcuda_pages_have_room(attempt->card, attempt->page_bytes, bytes))
+    if (!reserved && vcuda_pages_have_room(attempt->card, attempt->page_bytes, bytes))
         return CUDA_SUCCESS;
-    return vcuda_refuse(share, attempt->card, bytes);
+    if (!reserved && !vcuda_reserve_as(share, attempt->card, kind, needed, how))
+        return vcuda_refuse(share, attempt->card, bytes);
+    attempt->reserved = needed;
+    attempt->unsettled = how ? needed : 0;
+    return CUDA_SUCCESS;
 }
 
 static void give_up(struct attempt *attempt) {
     vcuda_release(attempt->share, attempt->card, attempt->kind, attempt->reserved);
+    vcuda_settle(attempt->share, attempt->card, attempt->unsettled);
 }
 
 /* The driver has allocated [address, address + bytes): pay for the pages, or have it freed again. */
@@ -94,6 +103,7 @@ static CUresult settle(struct attempt *attempt, CUdeviceptr address, uint64_t by
     if (paid && vcuda_shards_put(&allocations, &record)) {
         if (cost < attempt->reserved)
             vcuda_release(attempt->share, attempt->card, attempt->kind, attempt->reserved - cost);
+        vcuda_settle(attempt->share, attempt->card, attempt->unsettled);
         return CUDA_SUCCESS;
     }
     vcuda_depth++;

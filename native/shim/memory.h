@@ -7,6 +7,8 @@
 
 /* Reserve `bytes`, looking first whether stream-ordered pools have given something back unnoticed. */
 bool vcuda_reserve_or_settle(struct vcuda_share *share, int card, enum vcuda_kind kind, uint64_t bytes);
+bool vcuda_reserve_or_settle_as(struct vcuda_share *share, int card, enum vcuda_kind kind, uint64_t bytes,
+                                unsigned int how);
 
 /* After the driver has answered CUDA_ERROR_OUT_OF_MEMORY to what the ledger allowed: a process of this
  * container that has just died may hold its memory still. True = that may be so, some time has been waited,

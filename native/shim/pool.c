@@ -143,9 +143,11 @@ static CUresult grow(struct vcuda_share *share, int card, CUmemoryPool pool, con
         most = record.size;
     bool room = record.bytes >= used_now(pool) && record.bytes - used_now(pool) >= call->bytes;
     uint64_t reserved = 0;
-    if (vcuda_reserve(share, card, VCUDA_KIND_POOL, most))
+    /* What it does not take is given back in a moment, and must not have cost anybody an allocation. */
+    if (vcuda_reserve_as(share, card, VCUDA_KIND_POOL, most, VCUDA_UNSETTLED | VCUDA_AT_ONCE))
         reserved = most;
-    else if (most > needed && vcuda_reserve(share, card, VCUDA_KIND_POOL, needed))
+    else if (vcuda_reserve_as(share, card, VCUDA_KIND_POOL, needed,
+                              room ? VCUDA_UNSETTLED | VCUDA_AT_ONCE : VCUDA_UNSETTLED))
         reserved = needed;
     else if (!room) {
         update_pool(&record);
@@ -161,11 +163,10 @@ static CUresult grow(struct vcuda_share *share, int card, CUmemoryPool pool, con
     uint64_t growth = now > record.bytes ? now - record.bytes : 0;
     if (result == CUDA_SUCCESS && growth > needed && growth > record.size)
         record.size = growth; /* the driver's own chunk: reserved at once next time */
-    if (growth <= reserved) {
+    if (growth <= reserved)
         vcuda_release(share, card, VCUDA_KIND_POOL, reserved - growth);
-    } else if (vcuda_reserve(share, card, VCUDA_KIND_POOL, growth - reserved)) {
-        /* paid after all */
-    } else {
+    vcuda_settle(share, card, reserved);
+    if (growth > reserved && !vcuda_reserve(share, card, VCUDA_KIND_POOL, growth - reserved)) {
         /* Grown beyond the limit: given back in stream order, and charged until the driver has trimmed it. */
         undo(call);
         vcuda_ledger_charge(&share->ledger, (uint32_t)card, VCUDA_KIND_POOL, growth - reserved);

@@ -84,12 +84,20 @@ static inline struct vcuda_slot_card *vcuda_own_slot_card(const struct vcuda_sha
     return &vcuda_ledger_slot(&share->ledger, (uint32_t)share->ledger.slot)->cards[card];
 }
 
-/* Charge, against the card's limit as the grant states it now. */
+/* Charge, against the card's limit as the grant states it now; how: see vcuda_ledger_reserve_as. */
+static inline bool vcuda_reserve_as(const struct vcuda_share *share, int card, enum vcuda_kind kind,
+                                    uint64_t bytes, unsigned int how) {
+    uint64_t limit = __atomic_load_n(&vcuda_share_grant(share, card)->memory_bytes, __ATOMIC_RELAXED);
+    return vcuda_ledger_reserve_as(&share->ledger, (uint32_t)card, kind, bytes,
+                                   limit < VCUDA_MAX_BYTES ? limit : VCUDA_MAX_BYTES, how);
+}
 static inline bool vcuda_reserve(const struct vcuda_share *share, int card, enum vcuda_kind kind,
                                  uint64_t bytes) {
-    uint64_t limit = __atomic_load_n(&vcuda_share_grant(share, card)->memory_bytes, __ATOMIC_RELAXED);
-    return vcuda_ledger_try_reserve(&share->ledger, (uint32_t)card, kind, bytes,
-                                    limit < VCUDA_MAX_BYTES ? limit : VCUDA_MAX_BYTES);
+    return vcuda_reserve_as(share, card, kind, bytes, 0);
+}
+static inline void vcuda_settle(const struct vcuda_share *share, int card, uint64_t bytes) {
+    if (bytes)
+        vcuda_ledger_settle(&share->ledger, (uint32_t)card, bytes);
 }
 static inline void vcuda_release(const struct vcuda_share *share, int card, enum vcuda_kind kind,
                                  uint64_t bytes) {

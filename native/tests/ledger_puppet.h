@@ -10,7 +10,20 @@
 
 #define PATIENCE_MS 20000 /* no promise depends on it: a puppet that takes longer is stuck */
 
-enum order { NOTHING, ATTACH, RESERVE, CHARGE, RELEASE, RECLAIM, FORK, EXEC, VFORK, LEAVE };
+enum order {
+    NOTHING,
+    ATTACH,
+    RESERVE,
+    RESERVE_UNSETTLED,
+    SETTLE,
+    CHARGE,
+    RELEASE,
+    RECLAIM,
+    FORK,
+    EXEC,
+    VFORK,
+    LEAVE
+};
 
 struct puppet {
     pid_t pid;
@@ -58,6 +71,12 @@ static inline uint64_t obey(struct puppet *puppet) {
         return vcuda_ledger_attach(puppet->map, puppet->path);
     case RESERVE:
         return reserve(puppet->map, puppet->argument, puppet->limit);
+    case RESERVE_UNSETTLED:
+        return vcuda_ledger_reserve_as(puppet->map, CARD, VCUDA_KIND_LINEAR, puppet->argument, puppet->limit,
+                                       VCUDA_UNSETTLED);
+    case SETTLE:
+        vcuda_ledger_settle(puppet->map, CARD, puppet->argument);
+        return 0;
     case CHARGE:
         vcuda_ledger_charge(puppet->map, CARD, VCUDA_KIND_POOL, puppet->argument);
         return 0;

@@ -85,6 +85,12 @@ PROMISE(a_reader_charges_nothing) {
     CHECK_EQUAL(used(&map), 0);
     vcuda_ledger_close(&map);
     vcuda_ledger_close(&map);
+    struct puppet *puppet = attached_puppet(ledger_path);
+    CHECK_EQUAL(ask(puppet, RESERVE, 100, LIMIT), true);
+    kill_and_wait(puppet->pid);
+    CHECK_EQUAL(vcuda_ledger_open(&map, ledger_path, false), VCUDA_LEDGER_OK);
+    CHECK_EQUAL(vcuda_ledger_reclaim(&map), 0); /* the file cannot be written through this map */
+    CHECK_EQUAL(used(&map), 100);
 }
 
 PROMISE(a_lowered_limit_holds_at_once) {
@@ -130,6 +136,18 @@ PROMISE(a_process_that_starts_takes_back_what_the_dead_held) {
     CHECK_EQUAL(used(&map), 0);
     CHECK_EQUAL(map.slot, 0);
     CHECK_EQUAL(map.generation, 2);
+}
+
+PROMISE(and_finds_it_among_many_of_the_living) {
+    new_ledger(0);
+    struct puppet *puppets[12];
+    for (int i = 0; i < 12; i++)
+        puppets[i] = attached_puppet(ledger_path);
+    CHECK_EQUAL(ask(puppets[7], RESERVE, 8, LIMIT), true);
+    kill_and_wait(puppets[7]->pid);
+    struct vcuda_ledger_map map = attached(ledger_path);
+    CHECK_EQUAL(used(&map), 0);
+    CHECK_EQUAL(map.slot, 7);
 }
 
 PROMISE(what_the_dead_did_is_added_up_once) {

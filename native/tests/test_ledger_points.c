@@ -336,6 +336,49 @@ PROMISE(a_claim_on_a_dead_processs_slot_does_not_hold_its_memory) {
     play(death_under_a_claim, claimed);
 }
 
+/* ---- charges of which some will be given back ---- */
+
+static void kept_in_the_end(const char *point, int signal) {
+    (void)point;
+    new_ledger(0);
+    struct puppet *first = attached_puppet(ledger_path), *second = attached_puppet(ledger_path);
+    CHECK_EQUAL(ask(first, RESERVE_UNSETTLED, 60, LIMIT), true);
+    if (signal == SIGSTOP) { /* nobody waits for ever */
+        CHECK_EQUAL(ask_timed(second, RESERVE, 60), false);
+        CHECK_EQUAL(ask_timed(second, RESERVE, 41), false);
+        ask(first, SETTLE, 60, 0);
+        CHECK_EQUAL(ask_timed(second, RESERVE, 41), false);
+    } else {
+        kill_and_wait(first->pid);
+        CHECK_EQUAL(ask_timed(second, RESERVE, 100), true);
+    }
+    put_away(second);
+    if (signal == SIGSTOP)
+        put_away(first);
+}
+
+PROMISE(what_is_kept_in_the_end_was_waited_for_in_vain_but_not_for_long) {
+    play(kept_in_the_end, (const char *const[]){"any", NULL});
+}
+
+PROMISE(nobody_is_refused_for_the_sake_of_what_is_given_back) {
+    bool granted = false;
+    for (int tries = 0; !granted && tries < PLAYS; tries++) { /* a slow machine may make it wait in vain */
+        new_ledger(0);
+        struct puppet *first = attached_puppet(ledger_path), *second = attached_puppet(ledger_path);
+        CHECK_EQUAL(ask(first, RESERVE_UNSETTLED, 60, LIMIT), true);
+        tell(second, RESERVE, 60, LIMIT);
+        sleep_ms(5);
+        ask(first, RELEASE, 20, 0);
+        ask(first, SETTLE, 60, 0);
+        granted = answer_of(second);
+        CHECK_EQUAL(sum(), granted ? 100 : 40);
+        put_away(first);
+        put_away(second);
+    }
+    CHECK(granted);
+}
+
 PROMISE(the_driver_may_still_be_at_work_on_the_dead_is_known_before_their_bytes_are_free) {
     new_ledger(0);
     struct puppet *dead = attached_puppet(ledger_path), *reclaimer = attached_puppet(ledger_path);

@@ -113,10 +113,10 @@ WRONG = {
         [
             ("    uint64_t fence_before = fence_of(load(&own->word));\n", ""),
             (
-                "    uint64_t used = vcuda_ledger_used(map, card);\n",
+                "    enum attempt result = look(map, request);\n",
                 (
                     "    uint64_t fence_before = fence_of(load(&own->word));\n"
-                    "    uint64_t used = vcuda_ledger_used(map, card);\n"
+                    "    enum attempt result = look(map, request);\n"
                 ),
             ),
         ],
@@ -126,8 +126,8 @@ WRONG = {
     "the fence is not looked at": (
         LEDGER,
         [
-            ("while (fence_of(word) == fence_before && fits", "while (fits"),
-            ("if (fence_of(word) != fence_before)", "if (fence_before == 1)"),
+            ("while (fence_of(word) == fence_before && result", "while (result"),
+            ("bool lost = fence_of(word) != fence_before;", "bool lost = fence_before == 1;"),
         ],
         "test_ledger_points",
         "a_process_interrupted_before_its_charge_charges_nothing_that_no_longer_fits",
@@ -136,8 +136,11 @@ WRONG = {
         LEDGER,
         [
             (
-                "        vcuda_ledger_reclaim_card(map, card);\n",
-                "        if (vcuda_ledger_reclaim_card(map, card) == 0)\n            return false;\n",
+                "            vcuda_ledger_reclaim_card(map, request->card);\n",
+                (
+                    "            if (!vcuda_ledger_reclaim_card(map, request->card))\n"
+                    "                return false;\n"
+                ),
             )
         ],
         "test_ledger_points",
@@ -193,7 +196,7 @@ WRONG = {
     "a newcomer does not take back what the dead held": (
         SLOTS,
         [
-            ("            pause_us(1000);\n        reclaim_some(map);\n", "            pause_us(1000);\n"),
+            ("(1000);\n        reclaim_some(map, fd);\n", "(1000);\n"),
             ("static void reclaim_some", "__attribute__((unused)) static void reclaim_some"),
         ],
         "test_ledger",

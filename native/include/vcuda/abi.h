@@ -85,7 +85,7 @@ struct vcuda_slot_card {
     uint64_t refused;       /* allocations refused by the limit */
     uint64_t refused_bytes; /* size of the last one refused */
     uint64_t peak_bytes;    /* highest charge so far */
-    uint64_t pad1[1];
+    uint64_t unsettled;     /* bytes of `word` of which the process does not know yet whether it keeps them */
 };
 
 struct vcuda_slot {
@@ -96,7 +96,7 @@ struct vcuda_slot {
     uint64_t start_ticks; /* field 22 of /proc/PID/stat */
     char comm[16];        /* NUL-terminated */
     uint64_t attach_ns;   /* CLOCK_MONOTONIC */
-    uint64_t pad0[1];
+    uint64_t charged;     /* not 0: its owner has charged something, ever */
     struct vcuda_slot_card cards[16];
 };
 

@@ -84,8 +84,9 @@ static enum vcuda_ledger_status check(const struct vcuda_ledger *header, uint64_
     return file_bytes < needed ? VCUDA_LEDGER_TRUNCATED : VCUDA_LEDGER_OK;
 }
 
-/* For file systems without fallocate: writing what is there already has the same effect. Header and slots
- * begin with a line of 64 bytes that ends in padding, end in padding, and are shorter than two pages. */
+/* For file systems without fallocate: writing what is there already has the same effect. The first 64 bytes
+ * of header and slots, and the whole of them, end in a byte that is always 0, and they are shorter than two
+ * pages. */
 static bool touch(int fd, uint64_t offset) {
     char byte = 0;
     if (sys_pread(fd, &byte, 1, offset) == 1 && sys_pwrite(fd, &byte, 1, offset) == 1)

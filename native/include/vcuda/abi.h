@@ -75,8 +75,9 @@ struct vcuda_grant {
 
 /* One card's part of a process slot. Written by the slot's process alone, but for `word`, see ledger.h. */
 struct vcuda_slot_card {
-    uint64_t word; /* bits 0-43: bytes charged; bits 44-63: fence version */
-    uint64_t pad0[7];
+    uint64_t word;      /* bits 0-43: bytes charged; bits 44-63: fence version */
+    uint64_t unsettled; /* of these bytes, those of which it is not known yet whether they are kept */
+    uint64_t pad0[6];
     uint64_t bytes[8]; /* by enum vcuda_kind; their sum follows `word` */
     uint64_t gpu_ns;   /* GPU time consumed */
     uint64_t launches; /* kernels and graphs submitted */
@@ -85,7 +86,7 @@ struct vcuda_slot_card {
     uint64_t refused;       /* allocations refused by the limit */
     uint64_t refused_bytes; /* size of the last one refused */
     uint64_t peak_bytes;    /* highest charge so far */
-    uint64_t unsettled;     /* bytes of `word` of which the process does not know yet whether it keeps them */
+    uint64_t pad1[1];
 };
 
 struct vcuda_slot {

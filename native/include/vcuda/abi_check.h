@@ -23,6 +23,7 @@ VCUDA_AT(vcuda_grant, card_count, 32);
 VCUDA_AT(vcuda_grant, name, 48);
 VCUDA_AT(vcuda_grant, cards, 256);
 
+VCUDA_AT(vcuda_slot_card, unsettled, 8);
 VCUDA_AT(vcuda_slot_card, bytes, 64);
 VCUDA_AT(vcuda_slot_card, gpu_ns, 128);
 VCUDA_AT(vcuda_slot_card, refused, 160);

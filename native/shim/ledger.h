@@ -65,6 +65,9 @@ enum vcuda_ledger_status vcuda_ledger_attach(struct vcuda_ledger_map *map, const
 /* The slot at `index`, or NULL beyond the table. */
 struct vcuda_slot *vcuda_ledger_slot(const struct vcuda_ledger_map *map, uint32_t index);
 
+/* The inode of the caller's pid namespace, as in a slot's pid_ns; 0 where it cannot be read. */
+uint64_t vcuda_own_pid_namespace(void);
+
 /* Whether a living process owns slot `index`. One system call. */
 bool vcuda_ledger_alive(const struct vcuda_ledger_map *map, uint32_t index);
 

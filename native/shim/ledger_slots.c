@@ -300,7 +300,7 @@ static void name_self(struct vcuda_slot *slot) {
     slot->start_ticks = field ? strtoull(field + 1, NULL, 10) : 0;
 }
 
-static uint64_t own_pid_namespace(void) {
+uint64_t vcuda_own_pid_namespace(void) {
     char text[64];
     ssize_t got = readlink("/proc/self/ns/pid", text, sizeof text - 1); /* "pid:[4026531836]" */
     if (got <= 0)
@@ -342,7 +342,7 @@ static enum taken take_claimed_slot(struct vcuda_ledger_map *map, int fd, uint32
     POINT("slot owned");
     map->generation = __atomic_add_fetch(&slot->generation, 1, __ATOMIC_SEQ_CST);
     slot->pid = (int32_t)getpid();
-    slot->pid_ns = own_pid_namespace();
+    slot->pid_ns = vcuda_own_pid_namespace();
     name_self(slot);
     slot->attach_ns = sys_clock_ns(CLOCK_MONOTONIC);
     __atomic_store_n(&slot->in_use, 1, __ATOMIC_SEQ_CST);

@@ -82,17 +82,6 @@ VCUDA_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMe
 
 /* Processes */
 
-/* The inode of the caller's pid namespace, from the text "pid:[4026531836]"; 0 where it cannot be read. */
-static uint64_t own_pid_namespace(void) {
-    char text[64];
-    uint64_t inode = 0;
-    long length = syscall(SYS_readlinkat, AT_FDCWD, "/proc/self/ns/pid", text, sizeof text);
-    for (long i = 0; i < length; i++)
-        if (text[i] >= '0' && text[i] <= '9')
-            inode = inode * 10 + (uint64_t)(text[i] - '0');
-    return inode;
-}
-
 /* The next living process after slot *index that uses `card` and has a pid here; false at the end. */
 static bool next_process(const struct vcuda_view *view, int card, uint64_t namespace, uint32_t *index,
                          int *pid, uint64_t *bytes) {
@@ -140,7 +129,7 @@ static void put_process(enum layout layout, void *infos, unsigned int at, int pi
 static nvmlReturn_t list_share(const struct vcuda_view *view, int card, enum layout layout,
                                unsigned int *count, void *infos) {
     unsigned int room = infos ? *count : 0, found = 0;
-    uint64_t namespace = own_pid_namespace(), bytes;
+    uint64_t namespace = vcuda_own_pid_namespace(), bytes;
     uint32_t index = 0;
     int pid;
     while (card >= 0 && next_process(view, card, namespace, &index, &pid, &bytes)) {
@@ -215,7 +204,7 @@ VCUDA_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
     int card = card_of(device, &view, &shown);
     if (!shown)
         return result;
-    uint64_t namespace = own_pid_namespace();
+    uint64_t namespace = vcuda_own_pid_namespace();
     unsigned int kept = 0;
     for (unsigned int i = 0; i < *processSamplesCount; i++)
         if (card >= 0 && is_of_share(view, card, namespace, utilization[i].pid))
@@ -234,7 +223,7 @@ nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvmlProcessesUtilizat
     int card = card_of(device, &view, &shown);
     if (!shown)
         return result;
-    uint64_t namespace = own_pid_namespace();
+    uint64_t namespace = vcuda_own_pid_namespace();
     unsigned int kept = 0;
     nvmlProcessUtilizationInfo_v1_t *samples = procesesUtilInfo->procUtilArray;
     for (unsigned int i = 0; i < procesesUtilInfo->processSamplesCount; i++)

@@ -5,10 +5,11 @@
  * it can compare what the driver and the ledger say. It knows nothing of either: a plain client of the driver
  * API.
  */
-#include <cuda.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "client.h"
 
 #define MIB ((size_t)1 << 20)
 
@@ -18,24 +19,6 @@ static const char ptx[] = ".version 6.0\n.target sm_50\n.address_size 64\n"
 
 static CUdevice device;
 static CUcontext context;
-
-static void must(CUresult result, const char *what) {
-    const char *name = "unknown";
-    if (result == CUDA_SUCCESS)
-        return;
-    cuGetErrorName(result, &name);
-    fprintf(stderr, "charges: %s: %s\n", what, name);
-    exit(1);
-}
-#define MUST(call) must(call, #call)
-
-static void step(const char *name) {
-    char line[16];
-    printf("%s\n", name);
-    fflush(stdout);
-    if (!fgets(line, sizeof line, stdin))
-        exit(2);
-}
 
 static void linear(void) {
     CUdeviceptr a, b, c, d;

@@ -3,21 +3,13 @@
  * throughout, so that its page is paid for. Says that it is ready, waits for a letter, and prints how often
  * it was refused; then it waits for the end of its standard input.
  */
-#include <cuda.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define SMALL ((size_t)1 << 20)
+#include "client.h"
 
-static void must(CUresult result, const char *what) {
-    const char *name = "unknown";
-    if (result == CUDA_SUCCESS)
-        return;
-    cuGetErrorName(result, &name);
-    fprintf(stderr, "churn: %s: %s\n", what, name);
-    exit(1);
-}
+#define SMALL ((size_t)1 << 20)
 
 int main(int argc, char **argv) {
     CUdevice device;

@@ -2,7 +2,6 @@
  * fork, vfork, exec and threads around CUDA: `families WAY`. Prints one line a step and waits for a line
  * after it.
  */
-#include <cuda.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -11,25 +10,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "client.h"
+
 #define MIB ((size_t)1 << 20)
-
-static void must(CUresult result, const char *what) {
-    const char *name = "unknown";
-    if (result == CUDA_SUCCESS)
-        return;
-    cuGetErrorName(result, &name);
-    fprintf(stderr, "families: %s: %s\n", what, name);
-    exit(1);
-}
-#define MUST(call) must(call, #call)
-
-static void step(const char *name) {
-    char line[16];
-    printf("%s\n", name);
-    fflush(stdout);
-    if (!fgets(line, sizeof line, stdin))
-        exit(2);
-}
 
 static CUdeviceptr hold(size_t bytes) {
     CUdevice device;

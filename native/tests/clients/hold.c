@@ -3,12 +3,13 @@
  * it holds on one line; with `busy` it keeps the card at work without a gap from then on: kernels of 5 ms,
  * launched for as long as the driver takes more.
  */
-#include <cuda.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "client.h"
 
 static const char spin_ptx[] = ".version 6.0\n.target sm_50\n.address_size 64\n"
                                ".visible .entry spin(.param .u64 duration) {\n"
@@ -21,15 +22,6 @@ static const char spin_ptx[] = ".version 6.0\n.target sm_50\n.address_size 64\n"
                                "  setp.lt.u64 %p, %r4, %r1;\n"
                                "  @%p bra again;\n"
                                "  ret;\n}\n";
-
-static void must(CUresult result, const char *what) {
-    const char *name = "unknown";
-    if (result == CUDA_SUCCESS)
-        return;
-    cuGetErrorName(result, &name);
-    fprintf(stderr, "hold: %s: %s\n", what, name);
-    exit(1);
-}
 
 static int input_closed(int timeout_ms) {
     struct pollfd input = {.fd = 0, .events = POLLIN};

@@ -4,11 +4,12 @@
  * input ends. The letter q makes it stop between two calls and print whether it has a context and what it
  * holds in bytes; any other letter makes it go on. Last it prints how often it was refused.
  */
-#include <cuda.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+#include "client.h"
 
 #define MIB ((size_t)1 << 20)
 #define BLOCKS 32
@@ -21,15 +22,6 @@ static struct {
 static int has_context;
 static size_t sum;
 static long refused;
-
-static void must(CUresult result, const char *what) {
-    const char *name = "unknown";
-    if (result == CUDA_SUCCESS)
-        return;
-    cuGetErrorName(result, &name);
-    fprintf(stderr, "racer: %s: %s\n", what, name);
-    exit(1);
-}
 
 /* Whether to go on. */
 static int obey(void) {

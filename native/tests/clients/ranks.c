@@ -6,7 +6,6 @@
  *
  * After each step that all ranks have done, rank 0 prints the step's name and waits for a line.
  */
-#include <cuda.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,8 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "client.h"
 
 #define MIB ((size_t)1 << 20)
 #define BLOCK (4 * MIB)
@@ -25,16 +26,6 @@ static CUdevice device;
 static pthread_barrier_t *barrier;
 static int sockets[MAX_RANKS][2]; /* [r][0] is read by rank r, [r][1] written by the one before */
 
-static void must(CUresult result, const char *what) {
-    const char *name = "unknown";
-    if (result == CUDA_SUCCESS)
-        return;
-    cuGetErrorName(result, &name);
-    fprintf(stderr, "ranks: rank %d: %s: %s\n", rank, what, name);
-    exit(1);
-}
-#define MUST(call) must(call, #call)
-
 static void expect(int holds, const char *what) {
     if (holds)
         return;
@@ -43,15 +34,10 @@ static void expect(int holds, const char *what) {
 }
 #define EXPECT(condition) expect(condition, #condition)
 
-static void step(const char *name) {
+static void step_together(const char *name) {
     pthread_barrier_wait(barrier);
-    if (rank == 0) {
-        char line[16];
-        printf("%s\n", name);
-        fflush(stdout);
-        if (!fgets(line, sizeof line, stdin))
-            exit(2);
-    }
+    if (rank == 0)
+        step(name);
     pthread_barrier_wait(barrier);
 }
 
@@ -131,7 +117,7 @@ static void shared_by_handle(int next, int previous) {
     pthread_t thread;
     int fd;
     EXPECT(pthread_create(&thread, NULL, create, made) == 0 && pthread_join(thread, NULL) == 0);
-    step("created by threads without a context");
+    step_together("created by threads without a context");
     CUdeviceptr own = map(made[0]);
     fill(own, 1000 + rank);
     MUST(cuMemExportToShareableHandle(&fd, made[0], CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
@@ -144,14 +130,14 @@ static void shared_by_handle(int next, int previous) {
     CUdeviceptr theirs = map(imported);
     pthread_barrier_wait(barrier);
     EXPECT(holds(theirs, 1000 + previous));
-    step("imported and mapped by the next rank");
+    step_together("imported and mapped by the next rank");
     unmap(theirs);
     MUST(cuMemRelease(imported));
-    step("imports gone");
+    step_together("imports gone");
     unmap(own);
     MUST(cuMemRelease(made[0]));
     MUST(cuMemRelease(made[1]));
-    step("all released");
+    step_together("all released");
 }
 
 static void shared_by_ipc(int next, int previous) {
@@ -164,11 +150,11 @@ static void shared_by_ipc(int next, int previous) {
     EXPECT(read(sockets[rank][0], &handle, sizeof handle) == sizeof handle);
     MUST(cuIpcOpenMemHandle(&theirs, handle, CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS));
     EXPECT(holds(theirs, 2000 + previous));
-    step("opened by IPC");
+    step_together("opened by IPC");
     MUST(cuIpcCloseMemHandle(theirs));
     pthread_barrier_wait(barrier);
     MUST(cuMemFree(own));
-    step("closed and freed");
+    step_together("closed and freed");
 }
 
 static int live(void) {
@@ -178,7 +164,7 @@ static int live(void) {
     MUST(cuDeviceGet(&device, rank % devices));
     MUST(cuDevicePrimaryCtxRetain(&context, device));
     MUST(cuCtxSetCurrent(context));
-    step("started");
+    step_together("started");
     int next = (rank + 1) % ranks, previous = (rank + ranks - 1) % ranks;
     shared_by_handle(next, previous);
     shared_by_ipc(next, previous);

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def pycuda() -> bool:
     with log.open("w") as output:
         try:
             _build_pycuda(output.fileno())
-        except (OSError, subprocess.CalledProcessError, tarfile.TarError) as error:
+        except (OSError, subprocess.CalledProcessError) as error:
             output.write(f"{error}\n")
             failed.touch()
             return False
@@ -69,8 +68,7 @@ def _build_pycuda(output: int) -> None:
     run(*pip, "install", *PYCUDA_NEEDS)
     run(*pip, "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", PYCUDA)
     archive = next(BUILD.glob("pycuda-*.tar.gz"))
-    with tarfile.open(archive) as tar:
-        tar.extractall(BUILD, filter="data")
+    shutil.unpack_archive(archive, BUILD)  # Debian 12's Python has no extraction filters yet
     tree = BUILD / archive.name.removesuffix(".tar.gz")
     settings = {
         "USE_SHIPPED_BOOST": True,

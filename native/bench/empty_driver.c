@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define LAUNCH_NS 10000
+#define LAUNCH_NS 2000
 #define TOTAL ((size_t)16 << 30)
 #define PAGE ((CUdeviceptr)2 << 20)
 #define PAGES 4096 /* each thread's addresses come round after so many */

@@ -1,15 +1,16 @@
 /*
- * Launches: each is counted in the ledger, told to the limiter with its expected cost, and measured when it
- * is time.
+ * Launches: each is counted in the ledger, taken from what its stream has paid for, and measured when it is
+ * time.
  *
  * The common launch runs through `common` and `count`: no lock, no call into the driver but its own, no
  * clock. Everything else goes through `enter` and `leave`. A launch into a stream that captures becomes a
  * node of a graph: it is neither counted nor measured, and nothing of ours goes in. A launch that the driver
  * refuses leaves no trace.
  */
-#include "limiter.h"
 #include "memory.h"
 #include "meter.h"
+
+#define MAGNITUDE 127 /* the bits of a kind that hold it */
 
 /* A kind of launch: what is launched, and the magnitude of its grid, for which an address leaves room. */
 static uint64_t kind_of(const void *what, uint64_t x, uint64_t y, uint64_t z) {
@@ -18,14 +19,9 @@ static uint64_t kind_of(const void *what, uint64_t x, uint64_t y, uint64_t z) {
     return (uint64_t)(uintptr_t)what << 7 | magnitude;
 }
 
-static void admit(struct vcuda_share *share, const struct vcuda_stream_meter *meter, uint64_t cost_ns) {
-    if (!share->whole)
-        vcuda_limiter_admit(share, meter->card, cost_ns);
-}
-
 /* The stream's meter for a launch that needs nothing but to be counted, and its expected cost; else NULL. */
-static inline struct vcuda_stream_meter *common(struct vcuda_share *share, uint64_t kind, CUstream stream,
-                                                bool ptsz, uint64_t *cost_ns) {
+static inline struct vcuda_stream_meter *common(uint64_t kind, CUstream stream, bool ptsz,
+                                                uint64_t *cost_ns) {
     if (__atomic_load_n(&vcuda_captures, __ATOMIC_RELAXED))
         return NULL;
     struct vcuda_stream_meter *meter = vcuda_meter_find(stream, ptsz);
@@ -36,7 +32,6 @@ static inline struct vcuda_stream_meter *common(struct vcuda_share *share, uint6
     uint64_t work = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED) + *cost_ns;
     if (*cost_ns == 0 || work >= __atomic_load_n(&meter->due_ns, __ATOMIC_RELAXED))
         return NULL;
-    admit(share, meter, *cost_ns);
     return meter;
 }
 
@@ -61,15 +56,17 @@ __attribute__((noinline)) static void enter(struct vcuda_share *share, struct vc
     ticket->meter = meter;
     ticket->cost = vcuda_cost_get(kind);
     ticket->expected_ns = __atomic_load_n(&ticket->cost->ns, __ATOMIC_RELAXED);
-    admit(share, meter, ticket->expected_ns);
+    vcuda_admit(share, ticket, kind & MAGNITUDE);
     bool due = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED) + ticket->expected_ns >=
-               __atomic_load_n(&meter->due_ns, __ATOMIC_RELAXED);
+               __atomic_load_n(&meter->measure_ns, __ATOMIC_RELAXED);
     if (ticket->expected_ns == 0) {
         due = meter->skip == 0 || meter->outstanding == 0;
         meter->skip -= meter->skip > 0;
     }
     if (due && captures == VCUDA_CAPTURES_NOT)
         vcuda_meter_open(share, ticket);
+    if (ticket->sample)
+        vcuda_admit_measured(ticket);
 }
 
 __attribute__((noinline)) static void leave(struct vcuda_ticket *ticket, CUresult result) {
@@ -102,7 +99,7 @@ __attribute__((noinline)) static void leave(struct vcuda_ticket *ticket, CUresul
         uint64_t cost_ns;                                                                                    \
         if (!share || vcuda_depth)                                                                           \
             return vcuda_real.name arguments;                                                                \
-        struct vcuda_stream_meter *meter = common(share, kind, stream, ptsz, &cost_ns);                      \
+        struct vcuda_stream_meter *meter = common(kind, stream, ptsz, &cost_ns);                             \
         if (!meter)                                                                                          \
             return slow_##name arguments;                                                                    \
         CUresult result = vcuda_real.name arguments;                                                         \
@@ -200,7 +197,7 @@ static CUresult graph_launch(CUgraphExec graph, CUstream stream, bool ptsz) {
         return launch_graph(graph, stream, ptsz);
     uint64_t kind = kind_of(graph, 0, 0, 0), cost_ns;
     struct vcuda_stream_meter *meter =
-        vcuda_graph_memory_in_use ? NULL : common(share, kind, stream, ptsz, &cost_ns);
+        vcuda_graph_memory_in_use ? NULL : common(kind, stream, ptsz, &cost_ns);
     if (meter) {
         CUresult result = launch_graph(graph, stream, ptsz);
         if (result == CUDA_SUCCESS)

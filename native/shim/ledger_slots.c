@@ -5,6 +5,7 @@
  * claim byte meanwhile, so that two never do it at once. What the dead have charged is taken back without any
  * lock: it must not depend on a process that may be stopped.
  */
+#include "bucket.h"
 #include "ledger_parts.h"
 
 #include <errno.h>
@@ -94,6 +95,18 @@ static void hand_on(uint64_t *total, uint64_t *of_slot) {
         add_relaxed(total, __atomic_exchange_n(of_slot, 0, __ATOMIC_RELAXED));
 }
 
+/* What a dead process has paid for and cannot have run goes back to the container: launches that waited, and what
+ * is longer than the time since its last launch went. */
+static void give_back(struct vcuda_ledger_card *all, struct vcuda_slot_card *own) {
+    uint64_t owed = __atomic_exchange_n(&own->owed_ns, 0, __ATOMIC_RELAXED);
+    uint64_t held = load_relaxed(&own->held_ns);
+    uint64_t since = sys_clock_ns(CLOCK_MONOTONIC) - load_relaxed(&own->active_ns);
+    if (owed > VCUDA_DEBT_NS || held > owed)
+        return;
+    uint64_t may_have_run = owed - held < since ? owed - held : since;
+    add_relaxed(&all->bucket.supply_ns, owed - may_have_run);
+}
+
 /* Empties a slot that the caller has claimed and that has no owner; its totals go to the card's. */
 static void empty(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
     struct vcuda_slot *slot = vcuda_ledger_slot(map, index);
@@ -109,6 +122,11 @@ static void empty(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
         hand_on(&all->ended_launches, &own->launches);
         hand_on(&all->ended_wait_ns, &own->wait_ns);
         hand_on(&all->ended_refused, &own->refused);
+        if (load_relaxed(&own->owed_ns))
+            give_back(all, own);
+        store_relaxed(&own->wakeups, 0);
+        store_relaxed(&own->active_ns, 0);
+        store_relaxed(&own->held_ns, 0);
         store_relaxed(&own->unsettled, 0);
         store_relaxed(&own->waits, 0);
         store_relaxed(&own->refused_bytes, 0);

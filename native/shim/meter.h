@@ -1,21 +1,25 @@
 /*
  * GPU time, by events around some launches: a pair for about every VCUDA_BURST_NS of work in a stream, and
- * one for each kind of launch that was never seen. Nothing here waits for the GPU, and nothing touches a
- * stream that captures.
+ * one for each kind of launch that was never seen, as long as there are not too many. Nothing here waits for
+ * the GPU, and nothing touches a stream that captures.
  *
  * The common launch pays for finding its stream's record and its expected cost, and for two additions. No
- * clock is read: the expected cost is the clock. What else happens is out of line, in meter.c.
+ * clock is read: the expected cost is the clock, for measuring and for what must be paid to the limiter. What
+ * else happens is out of line, in meter.c.
  */
 #ifndef VCUDA_METER_H
 #define VCUDA_METER_H
 
+#include "cost.h"
 #include "lock.h"
 #include "share.h"
 
-#define VCUDA_BURST_NS 1000000
-#define VCUDA_STREAMS 512         /* streams that are metered at a time */
-#define VCUDA_STREAM_ENTRIES 1024 /* powers of two */
-#define VCUDA_COST_ENTRIES 2048
+#define VCUDA_BURST_NS 5000000     /* between two measured launches of a stream, on average */
+#define VCUDA_EVENT_NS 1000000     /* of GPU time for each event that is recorded; the first 128 are free */
+#define VCUDA_COARSE 32            /* times less is measured where nothing is limited */
+#define VCUDA_UNLIMITED UINT64_MAX /* as what a stream has paid for */
+#define VCUDA_STREAMS 512          /* streams that are metered at a time */
+#define VCUDA_STREAM_ENTRIES 1024  /* powers of two */
 #define VCUDA_PROBES 8
 
 struct vcuda_context_meter;
@@ -23,11 +27,17 @@ struct vcuda_context_meter;
 /* One stream. The first fields are the launch path's; the others are used with the meter's lock held. */
 struct vcuda_stream_meter {
     uint64_t work_ns; /* expected cost of its launches so far; threads that race on a stream may lose some */
-    uint64_t due_ns;  /* a launch that brings work_ns here is measured */
+    uint64_t due_ns;  /* a launch that brings work_ns here is measured, or must be paid for: the earlier */
     struct vcuda_slot_card *use; /* where its launches are counted */
     int card;                    /* -1: not a granted one */
     bool interrupted;            /* something but kernels entered the stream since the last measured launch */
 
+    uint64_t measure_ns;  /* a launch that brings work_ns here is measured */
+    uint64_t paid_ns;     /* up to here work_ns may grow for what was paid; VCUDA_UNLIMITED */
+    uint64_t charged_ns;  /* paid, for what is in no sample */
+    int64_t moved_ns;     /* by how much its work ended later than expected, all in all */
+    uint64_t guessed_ns;  /* paid for launches of unknown cost, and not yet earned by */
+    uint32_t guesses;     /* launches of unknown cost paid for since something of it was measured */
     uint64_t settled_ns;  /* the part of work_ns that is accounted, or in a sample */
     uint64_t unknown;     /* launches of unknown cost beside that */
     uint64_t last_end_ns; /* the latest known end of its work, on the context's clock; 0 = none */
@@ -38,22 +48,22 @@ struct vcuda_stream_meter {
     const void *thread;              /* whose, for the last */
     uint32_t outstanding;            /* samples that have not been read */
     uint32_t interruptions;          /* vcuda_interruptions at its last sample */
-    uint32_t last_cost_ns;           /* of its last measured launch, for launches of unknown cost */
-    uint16_t skip;        /* launches of unknown cost to let pass: too many samples are outstanding */
-    uint8_t force;        /* launches to measure because a wait was longer than expected */
-    uint8_t blocked;      /* an older sample of it has not been reached: for one pass of the harvest */
-    vcuda_lock recording; /* an event is being recorded in it by a thread that did not launch: stay alive */
+    uint64_t empty_ns;               /* host's clock: when it was last seen empty */
+    uint64_t earned_ns;              /* its work up to here has earned events */
+    uint64_t alone_from_ns;          /* host's clock: when its last measured launch was made */
+    uint64_t alone_ns;     /* what its last measured launch took by itself in an empty stream; 0 = that is
+                              not the last that is known of */
+    uint32_t last_cost_ns; /* of its last measured launch, for launches of unknown cost */
+    uint16_t skip;         /* launches of unknown cost to let pass: too many samples are outstanding */
+    uint16_t varies;       /* of 256: how much measured launches differ from what was expected of them */
+    uint8_t force;         /* launches to measure because a wait was longer than expected */
+    uint8_t blocked;       /* an older sample of it has not been reached: for one pass of the harvest */
+    vcuda_lock recording;  /* an event is being recorded in it by a thread that did not launch: stay alive */
 } __attribute__((aligned(64)));
 
 struct vcuda_stream_entry {
     uint64_t key; /* 0 = free; stored last, with release order */
     struct vcuda_stream_meter *meter;
-};
-
-/* What launches of one kind cost: a kind is a function and the magnitude of its grid, or a graph. */
-struct vcuda_cost {
-    uint64_t key;
-    uint64_t ns; /* running mean; 0 = never measured */
 };
 
 /* The calling thread's default streams in its current context, while `epoch` is the global one. */
@@ -71,17 +81,11 @@ struct vcuda_ticket {
 };
 
 extern struct vcuda_stream_entry vcuda_stream_entries[VCUDA_STREAM_ENTRIES];
-extern struct vcuda_cost vcuda_costs[VCUDA_COST_ENTRIES];
 extern __thread struct vcuda_here vcuda_here;
 extern uint32_t vcuda_epoch;            /* changes when a default stream's meter goes; never 0 */
 extern uint32_t vcuda_captures;         /* streams of this process that capture; never too low */
 extern int32_t vcuda_graphics_captures; /* while there is one, nothing is measured */
 extern uint32_t vcuda_interruptions;    /* what holds up all streams of a context: counted for all contexts */
-
-static inline uint64_t vcuda_mix(uint64_t value) {
-    value *= 0x9e3779b97f4a7c15;
-    return value >> 32;
-}
 
 /* CU_STREAM_LEGACY or CU_STREAM_PER_THREAD where a handle means one of them, else the handle. */
 static inline CUstream vcuda_stream_of(CUstream stream, bool ptsz) {
@@ -100,11 +104,6 @@ static inline struct vcuda_stream_meter *vcuda_meter_find(CUstream stream, bool 
     return __atomic_load_n(&entry->key, __ATOMIC_ACQUIRE) == key ? entry->meter : NULL;
 }
 
-static inline struct vcuda_cost *vcuda_cost_find(uint64_t kind) {
-    struct vcuda_cost *cost = &vcuda_costs[vcuda_mix(kind) % VCUDA_COST_ENTRIES];
-    return __atomic_load_n(&cost->key, __ATOMIC_RELAXED) == kind ? cost : NULL;
-}
-
 /* The thread's current context is another one now. */
 static inline void vcuda_meter_elsewhere(void) {
     vcuda_here.epoch = 0;
@@ -116,11 +115,16 @@ static inline void vcuda_meter_elsewhere(void) {
 struct vcuda_stream_meter *vcuda_meter_get(struct vcuda_share *share, CUstream stream, bool ptsz);
 /* The same of a stream that was created, if it has one. */
 struct vcuda_stream_meter *vcuda_meter_known(CUstream stream);
-struct vcuda_cost *vcuda_cost_get(uint64_t kind);
 
 /* UNKNOWN: the legacy stream while another one captures, work for a graphics queue, or an invalid handle. */
 enum vcuda_capturing { VCUDA_CAPTURES_NOT, VCUDA_CAPTURES, VCUDA_CAPTURES_UNKNOWN };
 enum vcuda_capturing vcuda_meter_captures(CUstream stream, bool ptsz);
+
+/* Have a launch paid for, and let time pass until it may go. `magnitude`: its grid has less than 2^magnitude
+ * blocks; 0 = a graph. */
+void vcuda_admit(struct vcuda_share *share, struct vcuda_ticket *ticket, uint32_t magnitude);
+/* The launch is measured: it uses up what was paid, though it is not counted in its stream's work. */
+void vcuda_admit_measured(const struct vcuda_ticket *ticket);
 
 /* Around a launch that is to be measured: an event before it and one behind it. */
 void vcuda_meter_open(struct vcuda_share *share, struct vcuda_ticket *ticket);
@@ -131,6 +135,7 @@ struct vcuda_wait {
     CUstream stream;   /* NULL: for everything */
     CUcontext context; /* NULL: the stream's, or the current one */
     uint64_t since_ns;
+    bool one;           /* nothing but one measured launch */
     bool active, exact; /* there is something to be learnt; some of it is measured */
 };
 void vcuda_meter_wait(struct vcuda_share *share, struct vcuda_wait *wait);

@@ -25,7 +25,8 @@ void vcuda_meter_stream_ends(struct vcuda_share *share, CUstream stream) {
         vcuda_leave(&visit);
     vcuda_lock_take(&meter->recording); /* until nobody else records in it */
     vcuda_lock_take(&vcuda_meter_lock);
-    vcuda_meter_settle(share, meter);
+    vcuda_meter_settle(share, meter, VCUDA_NOTHING);
+    vcuda_meter_refund(share, meter);
     vcuda_stream_detach(meter);
     vcuda_lock_give(&meter->recording);
     if (!meter->outstanding)
@@ -42,7 +43,7 @@ static void close_books(struct vcuda_share *share, struct vcuda_context_meter *c
         vcuda_leave(&visit);
     }
     for (struct vcuda_stream_meter *meter = context->streams; meter; meter = meter->next)
-        vcuda_meter_settle(share, meter);
+        vcuda_meter_settle(share, meter, VCUDA_NOTHING);
 }
 
 /* Of the work that goes on, only what is expected of it is known, and events end with their context. */
@@ -51,8 +52,11 @@ static void account_unread(struct vcuda_share *share, struct vcuda_context_meter
         const struct vcuda_sample *sample = &context->sample[context->order[i]];
         bool known = sample->cost && sample->cost->key == sample->cost_key;
         uint64_t own = known ? sample->cost->ns : 0;
-        vcuda_meter_account(share, context->card, sample->expected_ns + own * (1 + sample->unknown));
+        vcuda_meter_account(share, context->card, sample->expected_ns + own * (1 + sample->unknown),
+                            sample->charged_ns);
     }
+    for (struct vcuda_stream_meter *meter = context->streams; meter; meter = meter->next)
+        vcuda_meter_refund(share, meter);
 }
 
 static bool is_meant(const struct vcuda_context_meter *context, CUcontext which, CUdevice device) {

@@ -1,7 +1,9 @@
-/* What meter.c (measuring) and meter_streams.c (the tables) know of one another. All under the meter's lock.
+/* What the files of metering know of one another. All under the meter's lock.
  */
 #ifndef VCUDA_METER_PARTS_H
 #define VCUDA_METER_PARTS_H
+
+#include <time.h>
 
 #include "busy.h"
 #include "meter.h"
@@ -10,6 +12,7 @@
 #define VCUDA_SAMPLES 64       /* of a context at a time */
 #define VCUDA_STREAM_SAMPLES 8 /* of a stream */
 #define VCUDA_EVENTS (2 * VCUDA_SAMPLES)
+#define VCUDA_EVENTS_FREE 128 /* events that may be recorded before GPU time is earned for them */
 
 enum vcuda_sample_state {
     VCUDA_SAMPLE_FREE = 0,
@@ -23,16 +26,24 @@ enum vcuda_sample_state {
 struct vcuda_sample {
     uint32_t state;
     bool busy;       /* the stream was at work when the launch was opened: the first event tells its start */
+    bool clean;      /* nothing but kernels held the stream up since the sample before */
     bool continuous; /* the stream did not run dry since the sample before, nor did anything but kernels hold
                         it up */
     struct vcuda_stream_meter *meter;
     struct vcuda_cost *cost;
     uint64_t cost_key;
     CUevent begin, end;
-    uint64_t expected_ns; /* of the launches since the sample before, but for this one */
+    uint64_t expected_ns; /* GPU time of the launches since the sample before, but for this one */
     uint64_t unknown;     /* launches of unknown cost among them */
+    uint64_t charged_ns;  /* what was paid for all of these */
+    uint64_t late_ns;     /* of that, since it should have been reached */
+    uint64_t until_ns;    /* when it is expected to be reached; 0 = not known */
+    int64_t moved_ns;     /* of its stream, when that was expected */
     uint64_t opened_ns;   /* host's clock: before the first event */
-    uint64_t slack_ns;    /* and from there to the launch's return */
+    uint64_t begun_ns;    /* in the middle of recording it */
+    uint64_t launched_ns; /* before the launch */
+    uint64_t slack_ns;    /* from opened_ns to the launch's return */
+    uint64_t delay_ns;    /* from begun_ns to the middle of the launch */
 };
 
 struct vcuda_context_meter {
@@ -44,7 +55,14 @@ struct vcuda_context_meter {
     struct vcuda_stream_meter *streams;
     CUevent base; /* an event that was reached, and its place on this context's clock */
     uint64_t base_ns;
-    int64_t lag_ns; /* of that clock behind the host's, as far as is known; 0 = nothing is */
+    int64_t lag_ns;                    /* of that clock behind the host's; 0 = not known */
+    int64_t lag_least_ns, lag_most_ns; /* bounds of it, as far as is known */
+    uint32_t sms;
+    int64_t notice_ns;    /* what it usually takes to notice that a wait is over */
+    int64_t spread_ns;    /* how far it usually is from that */
+    uint32_t events_left; /* that may be recorded */
+    uint64_t earned_ns;   /* GPU time towards the next one */
+    uint64_t late_to_ns;  /* host's clock: up to here, work that was late has been paid for */
     uint32_t events, samples;
     CUevent event[VCUDA_EVENTS];  /* not in use */
     uint8_t order[VCUDA_SAMPLES]; /* samples in use, oldest first */
@@ -78,16 +96,36 @@ void vcuda_stream_free(struct vcuda_stream_meter *meter);
 
 /* There will be something to be read when the process exits. */
 void vcuda_meter_read_at_exit(void);
-/* Add to the ledger's GPU time. */
-void vcuda_meter_account(struct vcuda_share *share, int card, uint64_t gpu_ns);
+/* Add to the ledger's GPU time, and square it with what was paid. */
+void vcuda_meter_account(struct vcuda_share *share, int card, uint64_t gpu_ns, uint64_t paid_ns);
+/* Give back what the stream has paid for and will not use. */
+void vcuda_meter_refund(struct vcuda_share *share, struct vcuda_stream_meter *meter);
+/* Read what has been measured in a stream's context, mark the end of what the stream holds, and answer for
+ * how long measured work has been running that should have ended. */
+uint64_t vcuda_meter_late(struct vcuda_share *share, struct vcuda_stream_meter *meter);
 /* Read the samples that have been reached; asks, never waits. The context is current. */
 void vcuda_meter_harvest(struct vcuda_share *share, struct vcuda_context_meter *context);
-/* Account what was launched in the stream and is in no sample, as having ended by now. */
-void vcuda_meter_settle(struct vcuda_share *share, struct vcuda_stream_meter *meter);
+/* What a wait tells of the work that it waited for: it began about from_ns (host's clock) and took length_ns,
+ * give or take doubt_ns. */
+struct vcuda_guess {
+    uint64_t from_ns; /* 0: nothing is known */
+    uint64_t length_ns, doubt_ns;
+};
+#define VCUDA_NOTHING ((struct vcuda_guess){0})
+/* Account what was launched in the stream and is in no sample, as having ended by now, and taken what is
+ * expected unless the guess says that this cannot be. */
+void vcuda_meter_settle(struct vcuda_share *share, struct vcuda_stream_meter *meter,
+                        struct vcuda_guess guess);
 /* A sample for the end of what the stream holds beyond its samples, where it cannot have run dry; else NULL.
  * To be recorded without the lock. */
 struct vcuda_sample *vcuda_meter_tail(struct vcuda_stream_meter *meter);
 void vcuda_meter_record_tail(struct vcuda_sample *sample);
+
+static inline void vcuda_meter_set_due(struct vcuda_stream_meter *meter) {
+    uint64_t measure = __atomic_load_n(&meter->measure_ns, __ATOMIC_RELAXED);
+    uint64_t paid = __atomic_load_n(&meter->paid_ns, __ATOMIC_RELAXED);
+    __atomic_store_n(&meter->due_ns, measure < paid ? measure : paid, __ATOMIC_RELAXED);
+}
 
 /* Whether something was launched that is in no sample. */
 static inline bool vcuda_meter_holds_more(const struct vcuda_stream_meter *meter) {
@@ -99,5 +137,34 @@ static inline uint64_t vcuda_meter_pending(const struct vcuda_stream_meter *mete
     uint64_t work = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
     return (work > meter->settled_ns ? work - meter->settled_ns : 0) + meter->unknown * meter->last_cost_ns;
 }
+
+/* ---- for all parts ---- */
+
+static inline uint64_t vcuda_clock_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+/* Fewer events are recorded where nothing is limited. */
+static inline uint64_t vcuda_coarse(const struct vcuda_stream_meter *meter) {
+    return meter->paid_ns == VCUDA_UNLIMITED ? VCUDA_COARSE : 1;
+}
+
+/* Whether it is this thread's to record in, to ask about or to wait for. */
+static inline bool vcuda_is_ours(const struct vcuda_stream_meter *meter) {
+    return !meter->thread || meter->thread == &vcuda_here;
+}
+
+/* Let go of an event. */
+void vcuda_event_put(struct vcuda_context_meter *context, CUevent event);
+/* gpu_ns of work: events may be recorded at that pace. */
+void vcuda_meter_earn(struct vcuda_context_meter *context, const struct vcuda_stream_meter *meter,
+                      uint64_t gpu_ns);
+/* What was paid for the launches up to now; the rest is the stream's credit. */
+uint64_t vcuda_meter_take_charge(struct vcuda_stream_meter *meter);
+/* Have samples that should have been reached paid for as time goes on; what has been, for those of the
+ * context. */
+uint64_t vcuda_meter_pay_late(struct vcuda_share *share, struct vcuda_context_meter *context);
 
 #endif

@@ -1,14 +1,14 @@
 /*
- * The tables of metering: streams, contexts, costs. Nothing is allocated: fixed tables, whose pages cost
+ * The tables of metering: streams and contexts. Nothing is allocated: fixed tables, whose pages cost
  * nothing until they are used. A full table of streams gives up the record of one that has nothing
  * outstanding; it is made anew when it is used again.
  */
+#include "limiter.h"
 #include "meter_parts.h"
 
 #include <string.h>
 
 struct vcuda_stream_entry vcuda_stream_entries[VCUDA_STREAM_ENTRIES];
-struct vcuda_cost vcuda_costs[VCUDA_COST_ENTRIES];
 struct vcuda_context_meter vcuda_context_meters[VCUDA_CONTEXTS];
 __thread struct vcuda_here vcuda_here;
 uint32_t vcuda_epoch = 1;
@@ -75,6 +75,13 @@ static bool is_primary(CUcontext context, CUdevice device) {
     return primary == context;
 }
 
+static uint32_t multiprocessors(CUdevice device) {
+    int count = 0;
+    CUresult result =
+        vcuda_real.cuDeviceGetAttribute(&count, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device);
+    return result == CUDA_SUCCESS && count > 0 ? (uint32_t)count : 1;
+}
+
 struct vcuda_context_meter *vcuda_context_meter(struct vcuda_share *share, CUcontext context, bool make) {
     unsigned long long id = 0;
     struct vcuda_context_meter *room = NULL;
@@ -101,7 +108,9 @@ struct vcuda_context_meter *vcuda_context_meter(struct vcuda_share *share, CUcon
                                          .id = id,
                                          .device = device,
                                          .primary = is_primary(context, device),
-                                         .card = vcuda_card_of(share, device)};
+                                         .card = vcuda_card_of(share, device),
+                                         .sms = multiprocessors(device),
+                                         .events_left = VCUDA_EVENTS_FREE};
     return room;
 }
 
@@ -158,7 +167,8 @@ static struct vcuda_stream_meter *take_meter(struct vcuda_share *share) {
         meter = &meters[hand++ % VCUDA_STREAMS];
         if (meter->outstanding || meter->recording.state)
             continue;
-        vcuda_meter_settle(share, meter);
+        vcuda_meter_settle(share, meter, VCUDA_NOTHING);
+        vcuda_meter_refund(share, meter);
         vcuda_stream_detach(meter);
         vcuda_stream_free(meter);
         free_meters = meter->next;
@@ -183,7 +193,8 @@ static struct vcuda_stream_meter *add_meter(struct vcuda_share *share, CUcontext
         room = &vcuda_stream_entries[vcuda_mix(key) % VCUDA_STREAM_ENTRIES];
         if (room->meter->outstanding || room->meter->recording.state)
             return NULL;
-        vcuda_meter_settle(share, room->meter);
+        vcuda_meter_settle(share, room->meter, VCUDA_NOTHING);
+        vcuda_meter_refund(share, room->meter);
         struct vcuda_stream_meter *old = room->meter;
         vcuda_stream_detach(old);
         vcuda_stream_free(old);
@@ -271,24 +282,6 @@ void vcuda_meter_interrupt(CUstream stream, bool ptsz) {
         __atomic_fetch_add(&vcuda_interruptions, 1, __ATOMIC_RELAXED);
 }
 
-/* ---- costs ---- */
-
-struct vcuda_cost *vcuda_cost_get(uint64_t kind) {
-    for (uint64_t probe = 0; probe < VCUDA_PROBES; probe++) {
-        struct vcuda_cost *cost = &vcuda_costs[(vcuda_mix(kind) + probe) % VCUDA_COST_ENTRIES];
-        uint64_t key = __atomic_load_n(&cost->key, __ATOMIC_RELAXED);
-        if (key == kind || (key == 0 && (__atomic_compare_exchange_n(&cost->key, &key, kind, false,
-                                                                     __ATOMIC_RELAXED, __ATOMIC_RELAXED) ||
-                                         key == kind)))
-            return cost;
-    }
-    /* A crowded neighbourhood: the first makes way. What is measured of it meanwhile is not learned. */
-    struct vcuda_cost *cost = &vcuda_costs[vcuda_mix(kind) % VCUDA_COST_ENTRIES];
-    __atomic_store_n(&cost->ns, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&cost->key, kind, __ATOMIC_RELAXED);
-    return cost;
-}
-
 /* ---- a forked child ---- */
 
 void vcuda_meter_forget_process(void) {
@@ -299,5 +292,6 @@ void vcuda_meter_forget_process(void) {
     memset(vcuda_context_meters, 0, sizeof vcuda_context_meters);
     free_meters = NULL;
     fresh_meters = contexts_high = 0;
+    vcuda_limiter_forget_process();
     bump_epoch();
 }

@@ -3,7 +3,9 @@
  * which at least one kernel ran. The launches' and waits' own handlers run, on a driver that is this file:
  * streams are queues, all side by side; the clock is this file's too and moves when the program works or
  * waits.
- * build: native/shim/meter.c native/shim/meter_streams.c native/shim/meter_end.c native/shim/busy.c
+ * build: native/shim/meter.c native/shim/meter_read.c native/shim/meter_wait.c native/shim/busy.c
+ * build: native/shim/meter_streams.c native/shim/meter_end.c
+ * build: native/shim/admit.c native/shim/limiter.c native/shim/cost.c native/shim/plan.c native/shim/bucket.c
  * build: native/shim/launch.c native/shim/sync.c native/shim/capture.c native/shim/stall.c
  */
 #include "meter.h"
@@ -98,6 +100,11 @@ static CUresult wait_event(CUstream stream, CUevent event, unsigned int flags) {
 static CUresult copy(CUdeviceptr to, const void *from, size_t ns, CUstream stream) {
     (void)to, (void)from;
     work(stream, ns, false);
+    return CUDA_SUCCESS;
+}
+static CUresult get_attribute(int *value, CUdevice_attribute which, CUdevice device) {
+    (void)which, (void)device;
+    *value = 64;
     return CUDA_SUCCESS;
 }
 static CUresult event_create(CUevent *event, unsigned int flags) {
@@ -212,6 +219,7 @@ struct vcuda_real vcuda_real = {.cuLaunchKernel = launch_kernel,
                                 .cuThreadExchangeStreamCaptureMode = exchange_mode,
                                 .cuCtxGetCurrent = get_current,
                                 .cuCtxGetDevice = get_device,
+                                .cuDeviceGetAttribute = get_attribute,
                                 .cuCtxGetId = get_id,
                                 .cuStreamGetCtx = get_stream_context,
                                 .cuDevicePrimaryCtxGetState = primary_state};
@@ -220,7 +228,12 @@ struct vcuda_real vcuda_real = {.cuLaunchKernel = launch_kernel,
 
 static struct vcuda_slot slot;
 static const uint32_t alive = 1;
-static struct vcuda_share share = {.alive = &alive};
+static struct vcuda_grant_card grant_card = {.core_ppm = VCUDA_PPM, .core_max_ppm = VCUDA_PPM};
+static struct vcuda_ledger ledger;
+static struct vcuda_share share = {
+    .grant = {.card_count = 1, .card_bytes = sizeof grant_card, .cards = (const char *)&grant_card},
+    .ledger = {.header = &ledger},
+    .alive = &alive};
 struct vcuda_share *vcuda_share_attached = &share;
 __thread int vcuda_depth;
 bool vcuda_pools_in_use, vcuda_graph_memory_in_use;
@@ -228,6 +241,10 @@ bool vcuda_pools_in_use, vcuda_graph_memory_in_use;
 struct vcuda_slot *vcuda_ledger_slot(const struct vcuda_ledger_map *map, uint32_t index) {
     (void)map, (void)index;
     return &slot;
+}
+uint32_t vcuda_ledger_reclaim(const struct vcuda_ledger_map *map) {
+    (void)map;
+    return 0;
 }
 void vcuda_pools_settle(struct vcuda_share *of) {
     (void)of;

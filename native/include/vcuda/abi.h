@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 #define VCUDA_ABI_MAJOR 1
-#define VCUDA_ABI_MINOR 0
+#define VCUDA_ABI_MINOR 1
 
 #define VCUDA_GRANT_MAGIC 0x3152474144554356  /* "VCUDAGR1" in little-endian order */
 #define VCUDA_LEDGER_MAGIC 0x31474c4144554356 /* "VCUDALG1" */
@@ -53,8 +53,11 @@ struct vcuda_grant_card {
     uint64_t context_bytes;    /* what one context costs on this card and driver; 0 = not calibrated */
     uint64_t page_bytes;       /* granularity of device memory; a power of two, 0 = 2 MiB */
     uint64_t pool_chunk_bytes; /* by which a stream-ordered pool grows; 0 = learned */
-    int64_t slice_ppm;         /* slow correction for time slicing by neighbours; 0 = none */
-    uint64_t reserved[17];
+    int64_t slice_ppm;         /* GPU time truly had per million measured beside neighbours; 0 = all of it */
+    uint32_t rate_ppm;         /* the share in force just now, for as long as rate_ns is recent; 0 = core_ppm */
+    uint32_t changes;          /* grows with every change of a share; a futex: who waits for time sleeps on it */
+    uint64_t rate_ns;          /* CLOCK_MONOTONIC when rate_ppm was last confirmed */
+    uint64_t reserved[15];
 };
 
 struct vcuda_grant {
@@ -77,7 +80,10 @@ struct vcuda_grant {
 struct vcuda_slot_card {
     uint64_t word;      /* bits 0-43: bytes charged; bits 44-63: fence version */
     uint64_t unsettled; /* of these bytes, those of which it is not known yet whether they are kept */
-    uint64_t pad0[6];
+    uint64_t wakeups;   /* how often a launch that waited for balance looked whether it may go */
+    uint64_t active_ns; /* CLOCK_MONOTONIC when work of this process was last let go */
+    uint64_t held_ns;   /* of owed_ns, for launches that wait: none of it can run */
+    uint64_t pad0[3];
     uint64_t bytes[8]; /* by enum vcuda_kind; their sum follows `word` */
     uint64_t gpu_ns;   /* GPU time consumed */
     uint64_t launches; /* kernels and graphs submitted */
@@ -86,7 +92,7 @@ struct vcuda_slot_card {
     uint64_t refused;       /* allocations refused by the limit */
     uint64_t refused_bytes; /* size of the last one refused */
     uint64_t peak_bytes;    /* highest charge so far */
-    uint64_t pad1[1];
+    uint64_t owed_ns;       /* paid to the bucket for work that has not been accounted in gpu_ns yet */
 };
 
 struct vcuda_slot {
@@ -101,13 +107,24 @@ struct vcuda_slot {
     struct vcuda_slot_card cards[16];
 };
 
+/* The limiter's bucket: GPU time that came in and that was asked for. Its balance is supply_ns - demand_ns;
+ * both only count on, and wrap. See native/shim/bucket.h. */
+struct vcuda_bucket {
+    uint64_t supply_ns; /* refills, and what work turned out to take less (or, taken off, more) than was paid */
+    uint64_t demand_ns; /* paid for launches */
+    uint64_t refill_ns; /* CLOCK_MONOTONIC up to which supply_ns is */
+    uint32_t rate_ppm;  /* since then */
+    uint32_t resets;    /* contents that could not be true and were put right */
+};
+
 /* One card's part of the ledger. */
 struct vcuda_ledger_card {
     uint64_t lock; /* lease lock, see ledger.h */
     uint64_t pad0[7];
-    int64_t balance_ns;    /* the limiter's bucket */
-    uint64_t refill_ns;    /* when it was last refilled */
-    uint64_t limiter[22];  /* for the limiter */
+    struct vcuda_bucket bucket;
+    uint64_t active_ns;    /* CLOCK_MONOTONIC when work was last paid for */
+    uint64_t starved_ns;   /* until when a launch had to wait, last; in the future while one waits */
+    uint64_t limiter[18];  /* for the limiter */
     uint64_t reclaimed_ns; /* CLOCK_MONOTONIC of the last slot taken back from a dead process */
     uint64_t reclaimed;    /* how many were */
     uint64_t ended_gpu_ns; /* totals of the processes that are gone */

@@ -34,7 +34,9 @@ VCUDA_AT(vcuda_slot, comm, 32);
 VCUDA_AT(vcuda_slot, cards, 64);
 _Static_assert(sizeof(struct vcuda_slot) == 64 + 16 * 192, "vcuda_slot has grown");
 
-VCUDA_AT(vcuda_ledger_card, balance_ns, 64);
+VCUDA_AT(vcuda_ledger_card, bucket, 64);
+VCUDA_AT(vcuda_ledger_card, active_ns, 96);
+VCUDA_AT(vcuda_bucket, rate_ppm, 24);
 VCUDA_AT(vcuda_ledger_card, reclaimed_ns, 256);
 _Static_assert(sizeof(struct vcuda_ledger_card) == 320, "vcuda_ledger_card has grown");
 

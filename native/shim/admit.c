@@ -1,0 +1,86 @@
+/*
+ * What a stream pays for before it launches: a piece of time, its credit, from which the launches that follow
+ * are taken without asking; for launches of which nothing is known, a guess each.
+ */
+#include "limiter.h"
+#include "meter_parts.h"
+#include "plan.h"
+
+#define GUESS_NS 1000000    /* for a launch before anything at all has been measured */
+#define MOST_NS 50000000000 /* nobody pays more at once */
+#define GUESSES_ALIKE 8     /* launches that are guessed alike where there is something to go by */
+#define GUESSES_DOUBLE 9    /* times that a guess doubles */
+#define GUESS_MOST_NS 1000000000
+
+struct looking {
+    struct vcuda_share *share;
+    struct vcuda_stream_meter *meter;
+};
+
+static uint64_t look(void *argument) {
+    struct looking *looking = argument;
+    return vcuda_meter_late(looking->share, looking->meter);
+}
+
+/* The more has been launched without a measurement, the more it may be. */
+static uint64_t guess(struct vcuda_stream_meter *meter) {
+    uint64_t typical = vcuda_cost_typical();
+    uint32_t before = __atomic_fetch_add(&meter->guesses, 1, __ATOMIC_RELAXED);
+    uint32_t doubled = typical ? before / GUESSES_ALIKE : before;
+    uint64_t length = (typical ? typical : GUESS_NS) << (doubled < GUESSES_DOUBLE ? doubled : GUESSES_DOUBLE);
+    return length < GUESS_MOST_NS ? length : typical > GUESS_MOST_NS ? typical : GUESS_MOST_NS;
+}
+
+/* A grid of less than 2^magnitude blocks, of which an SM takes one at least; 0 = a graph, or unknown. */
+static uint32_t weight_of(const struct vcuda_context_meter *context, uint32_t magnitude) {
+    uint64_t blocks = magnitude < 32 ? (uint64_t)1 << magnitude : UINT32_MAX;
+    if (magnitude == 0 || blocks >= context->sms)
+        return VCUDA_WEIGHT_FULL;
+    return (uint32_t)(blocks * VCUDA_WEIGHT_FULL / context->sms);
+}
+
+void vcuda_admit(struct vcuda_share *share, struct vcuda_ticket *ticket, uint32_t magnitude) {
+    struct vcuda_stream_meter *meter = ticket->meter;
+    uint64_t work = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
+    uint64_t paid = __atomic_load_n(&meter->paid_ns, __ATOMIC_RELAXED);
+    if (!vcuda_limiter_limits(share, meter->card)) {
+        __atomic_store_n(&meter->paid_ns, VCUDA_UNLIMITED, __ATOMIC_RELAXED);
+        vcuda_meter_set_due(meter);
+        return;
+    }
+    if (paid == VCUDA_UNLIMITED || paid < work) /* limited since a moment ago; or threads raced */
+        paid = work;
+    bool guessed = ticket->expected_ns == 0;
+    if (!guessed && work + ticket->expected_ns <= paid)
+        return;
+    uint64_t length = guessed ? guess(meter) : ticket->expected_ns - (paid - work);
+    if (!guessed && length < VCUDA_CHUNK_NS)
+        length = VCUDA_CHUNK_NS;
+    if (length > MOST_NS)
+        length = MOST_NS;
+    struct looking looking = {share, meter};
+    struct vcuda_order order = {.stream = meter,
+                                .length_ns = length,
+                                .weight = weight_of(meter->context, magnitude),
+                                .guessed = guessed,
+                                .look = look,
+                                .argument = &looking};
+    if (guessed)
+        __atomic_fetch_add(&meter->guessed_ns, length, __ATOMIC_RELAXED);
+    uint64_t charged = vcuda_limiter_admit(share, meter->card, &order);
+    __atomic_fetch_add(&meter->charged_ns, charged, __ATOMIC_RELAXED);
+    __atomic_store_n(&meter->paid_ns, guessed ? paid : paid + length, __ATOMIC_RELAXED);
+    vcuda_meter_set_due(meter);
+}
+
+void vcuda_admit_measured(const struct vcuda_ticket *ticket) {
+    struct vcuda_stream_meter *meter = ticket->meter;
+    uint64_t paid = __atomic_load_n(&meter->paid_ns, __ATOMIC_RELAXED);
+    if (paid == VCUDA_UNLIMITED || !ticket->expected_ns)
+        return;
+    uint64_t work = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
+    uint64_t credit = paid > work ? paid - work : 0;
+    uint64_t used = ticket->expected_ns < credit ? ticket->expected_ns : credit;
+    __atomic_store_n(&meter->paid_ns, work + credit - used, __ATOMIC_RELAXED);
+    vcuda_meter_set_due(meter);
+}

@@ -1,0 +1,170 @@
+/*
+ * Waits: before one, the end of what is queued is marked, if that can still be told; after it, what was
+ * measured is read and the rest has ended. How long a thread waited tells how long its work ran.
+ */
+#include "limiter.h"
+#include "meter_parts.h"
+
+#define LONG_WAIT_NS 200000 /* how much longer than expected a wait must be to be suspicious */
+#define GAP_NS 20000        /* between two waits, a host's work that says nothing of the GPU's */
+#define NOTICE_NS 1000000   /* longer than it takes to notice the end of a wait, but for accidents */
+
+static bool is_waited_for(const struct vcuda_stream_meter *meter, const struct vcuda_wait *wait) {
+    return !wait->stream || (meter->stream == wait->stream && vcuda_is_ours(meter));
+}
+
+/* The context that a wait is about, entered; NULL where nothing of it was ever metered. Lock held if not
+ * NULL. */
+static struct vcuda_context_meter *enter(struct vcuda_share *share, CUcontext context,
+                                         struct vcuda_visit *visit) {
+    if (!context)
+        vcuda_real.cuCtxGetCurrent(&context);
+    if (!context || !vcuda_meter_try())
+        return NULL;
+    if (vcuda_visit(visit, context)) {
+        struct vcuda_context_meter *meter = vcuda_context_meter(share, context, false);
+        if (meter)
+            return meter;
+        vcuda_leave(visit);
+    }
+    vcuda_lock_give(&vcuda_meter_lock);
+    return NULL;
+}
+
+static CUcontext context_of(const struct vcuda_wait *wait) {
+    struct vcuda_stream_meter *meter = vcuda_meter_known(wait->stream);
+    return wait->context ? wait->context : meter ? meter->context->context : NULL;
+}
+
+void vcuda_meter_wait(struct vcuda_share *share, struct vcuda_wait *wait) {
+    struct vcuda_sample *tails[VCUDA_SAMPLES];
+    struct vcuda_visit visit;
+    int count = 0;
+    struct vcuda_context_meter *context = enter(share, context_of(wait), &visit);
+    if (!context)
+        return;
+    vcuda_meter_harvest(share, context);
+    for (struct vcuda_stream_meter *meter = context->streams; meter && count < VCUDA_SAMPLES;
+         meter = meter->next)
+        if (is_waited_for(meter, wait)) {
+            wait->active |= meter->outstanding > 0 || vcuda_meter_holds_more(meter);
+            wait->exact |= meter->outstanding > 0;
+            wait->one |= meter->outstanding == 1 && !vcuda_meter_holds_more(meter);
+            if ((tails[count] = vcuda_meter_tail(meter)) != NULL)
+                count++;
+        }
+    vcuda_lock_give(&vcuda_meter_lock);
+    for (int i = 0; i < count; i++)
+        vcuda_meter_record_tail(tails[i]);
+    vcuda_leave(&visit);
+    wait->since_ns = wait->active ? vcuda_clock_ns() : 0;
+}
+
+/* The end of a wait for one launch that was measured was noticed so late. */
+static void learn_notice(struct vcuda_context_meter *context, uint64_t took_ns) {
+    int64_t off = (int64_t)took_ns - context->notice_ns;
+    if (off > NOTICE_NS || off < -NOTICE_NS)
+        return;
+    context->notice_ns += off / 8;
+    context->spread_ns += ((off < 0 ? -off : off) - context->spread_ns) / 8;
+}
+
+/* A thread that waited for one stream's kernels did so as long as they ran, but for what it usually takes to
+ * notice their end. They began about between when the stream was last empty and the wait. */
+static struct vcuda_guess guess_of(const struct vcuda_context_meter *context,
+                                   const struct vcuda_stream_meter *meter, const struct vcuda_wait *wait,
+                                   uint64_t waited_ns) {
+    uint64_t gap = wait->since_ns - meter->empty_ns;
+    int64_t doubt = 2 * context->spread_ns + 1000;
+    int64_t length = (int64_t)(waited_ns + gap / 2) - context->notice_ns;
+    if (!meter->empty_ns || gap > waited_ns + GAP_NS)
+        return VCUDA_NOTHING;
+    length = length > 0 ? length : 0;
+    return (struct vcuda_guess){wait->since_ns - gap / 2, (uint64_t)length,
+                                (uint64_t)(doubt < length ? doubt : length)};
+}
+
+void vcuda_meter_waited(struct vcuda_share *share, const struct vcuda_wait *wait, CUresult result) {
+    struct vcuda_visit visit;
+    if (!wait->active || result != CUDA_SUCCESS)
+        return;
+    uint64_t waited = vcuda_clock_ns() - wait->since_ns;
+    struct vcuda_context_meter *context = enter(share, context_of(wait), &visit);
+    if (!context)
+        return;
+    vcuda_meter_harvest(share, context);
+    int waiting = 0;
+    for (struct vcuda_stream_meter *meter = context->streams; meter; meter = meter->next)
+        if (is_waited_for(meter, wait)) {
+            waiting += vcuda_meter_holds_more(meter);
+            if (wait->one && meter->alone_ns && !vcuda_meter_holds_more(meter))
+                learn_notice(context, wait->since_ns + waited - meter->alone_from_ns - meter->alone_ns);
+        }
+    for (struct vcuda_stream_meter *meter = context->streams; meter; meter = meter->next) {
+        if (!is_waited_for(meter, wait))
+            continue;
+        uint64_t pending = vcuda_limiter_measured_ns(share, meter->card, vcuda_meter_pending(meter));
+        if (pending && !wait->exact && waited > 2 * pending + LONG_WAIT_NS) {
+            meter->force = 4;
+            __atomic_store_n(&meter->measure_ns, 0, __ATOMIC_RELAXED);
+            __atomic_store_n(&meter->due_ns, 0, __ATOMIC_RELAXED);
+        }
+        bool alone = waiting == 1 && !wait->exact && wait->since_ns &&
+                     !__atomic_load_n(&meter->interrupted, __ATOMIC_RELAXED);
+        vcuda_meter_settle(share, meter, alone ? guess_of(context, meter, wait, waited) : VCUDA_NOTHING);
+        meter->alone_ns = 0;
+    }
+    vcuda_lock_give(&vcuda_meter_lock);
+    vcuda_leave(&visit);
+}
+
+void vcuda_meter_idle(struct vcuda_share *share, CUstream stream, bool ptsz) {
+    struct vcuda_wait wait = {.stream = vcuda_stream_of(stream, ptsz), .active = true, .exact = true};
+    vcuda_meter_waited(share, &wait, CUDA_SUCCESS);
+}
+
+/* Whether what was launched in the stream and is in no sample has ended. */
+static bool has_run_dry(const struct vcuda_stream_meter *meter) {
+    return meter->key && vcuda_meter_holds_more(meter) && vcuda_is_ours(meter) &&
+           vcuda_meter_captures(meter->stream, false) == VCUDA_CAPTURES_NOT &&
+           vcuda_real.cuStreamQuery(meter->stream) == CUDA_SUCCESS;
+}
+
+void vcuda_meter_look(struct vcuda_share *share, bool all) {
+    struct vcuda_visit visit;
+    struct vcuda_context_meter *context = enter(share, NULL, &visit);
+    if (!context)
+        return;
+    vcuda_meter_harvest(share, context);
+    for (struct vcuda_stream_meter *meter = all ? context->streams : NULL; meter; meter = meter->next)
+        if (has_run_dry(meter))
+            vcuda_meter_settle(share, meter, VCUDA_NOTHING);
+    vcuda_lock_give(&vcuda_meter_lock);
+    vcuda_leave(&visit);
+}
+
+uint64_t vcuda_meter_late(struct vcuda_share *share, struct vcuda_stream_meter *meter) {
+    struct vcuda_visit visit;
+    struct vcuda_sample *tail = NULL;
+    uint64_t late = 0;
+    if (!vcuda_meter_try())
+        return 0;
+    if (vcuda_visit(&visit, meter->context->context)) {
+        vcuda_meter_harvest(share, meter->context);
+        bool own =
+            (uintptr_t)meter->stream > 2 || !visit.pushed; /* default streams are the current context's */
+        tail = own ? vcuda_meter_tail(meter) : NULL;
+        if (own && !tail && !meter->outstanding && has_run_dry(meter))
+            vcuda_meter_settle(share, meter, VCUDA_NOTHING);
+        if (!meter->outstanding && !vcuda_meter_holds_more(meter))
+            meter->empty_ns = vcuda_clock_ns();
+        late = vcuda_meter_pay_late(share, meter->context);
+        vcuda_lock_give(&vcuda_meter_lock);
+        if (tail)
+            vcuda_meter_record_tail(tail);
+        vcuda_leave(&visit);
+    } else {
+        vcuda_lock_give(&vcuda_meter_lock);
+    }
+    return late;
+}

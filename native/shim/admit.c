@@ -10,7 +10,7 @@
 #define MOST_NS 50000000000 /* nobody pays more at once */
 #define GUESSES_ALIKE 8     /* launches that are guessed alike where there is something to go by */
 #define GUESSES_DOUBLE 9    /* times that a guess doubles */
-#define GUESS_MOST_NS 1000000000
+#define GUESS_MOST_NS 64000000
 
 struct looking {
     struct vcuda_share *share;
@@ -22,11 +22,18 @@ static uint64_t look(void *argument) {
     return vcuda_meter_late(looking->share, looking->meter);
 }
 
-/* The more has been launched without a measurement, the more it may be. */
+static uint64_t hold(void *argument) {
+    struct looking *looking = argument;
+    return vcuda_meter_unmeasured_ns(looking->share, looking->meter);
+}
+
+/* The more has been launched without a measurement, the more it may be; unless something else holds it up. */
 static uint64_t guess(struct vcuda_stream_meter *meter) {
     uint64_t typical = vcuda_cost_typical();
     uint32_t before = __atomic_fetch_add(&meter->guesses, 1, __ATOMIC_RELAXED);
     uint32_t doubled = typical ? before / GUESSES_ALIKE : before;
+    if (__atomic_load_n(&meter->interrupted, __ATOMIC_RELAXED))
+        doubled = 0;
     uint64_t length = (typical ? typical : GUESS_NS) << (doubled < GUESSES_DOUBLE ? doubled : GUESSES_DOUBLE);
     return length < GUESS_MOST_NS ? length : typical > GUESS_MOST_NS ? typical : GUESS_MOST_NS;
 }
@@ -64,6 +71,7 @@ void vcuda_admit(struct vcuda_share *share, struct vcuda_ticket *ticket, uint32_
                                 .weight = weight_of(meter->context, magnitude),
                                 .guessed = guessed,
                                 .look = look,
+                                .hold = hold,
                                 .argument = &looking};
     if (guessed)
         __atomic_fetch_add(&meter->guessed_ns, length, __ATOMIC_RELAXED);
@@ -73,14 +81,21 @@ void vcuda_admit(struct vcuda_share *share, struct vcuda_ticket *ticket, uint32_
     vcuda_meter_set_due(meter);
 }
 
-void vcuda_admit_measured(const struct vcuda_ticket *ticket) {
+uint64_t vcuda_credit_use(const struct vcuda_ticket *ticket) {
     struct vcuda_stream_meter *meter = ticket->meter;
     uint64_t paid = __atomic_load_n(&meter->paid_ns, __ATOMIC_RELAXED);
-    if (paid == VCUDA_UNLIMITED || !ticket->expected_ns)
-        return;
     uint64_t work = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
-    uint64_t credit = paid > work ? paid - work : 0;
-    uint64_t used = ticket->expected_ns < credit ? ticket->expected_ns : credit;
-    __atomic_store_n(&meter->paid_ns, work + credit - used, __ATOMIC_RELAXED);
+    if (paid == VCUDA_UNLIMITED || paid <= work)
+        return 0;
+    uint64_t used = ticket->expected_ns < paid - work ? ticket->expected_ns : paid - work;
+    __atomic_store_n(&meter->paid_ns, paid - used, __ATOMIC_RELAXED);
     vcuda_meter_set_due(meter);
+    return used;
+}
+
+void vcuda_credit_return(const struct vcuda_ticket *ticket, uint64_t used_ns) {
+    if (!used_ns)
+        return;
+    __atomic_fetch_add(&ticket->meter->paid_ns, used_ns, __ATOMIC_RELAXED);
+    vcuda_meter_set_due(ticket->meter);
 }

@@ -63,10 +63,12 @@ __attribute__((noinline)) static void enter(struct vcuda_share *share, struct vc
         due = meter->skip == 0 || meter->outstanding == 0;
         meter->skip -= meter->skip > 0;
     }
-    if (due && captures == VCUDA_CAPTURES_NOT)
+    if (due && captures == VCUDA_CAPTURES_NOT) {
+        uint64_t used = vcuda_credit_use(ticket);
         vcuda_meter_open(share, ticket);
-    if (ticket->sample)
-        vcuda_admit_measured(ticket);
+        if (!ticket->sample)
+            vcuda_credit_return(ticket, used);
+    }
 }
 
 __attribute__((noinline)) static void leave(struct vcuda_ticket *ticket, CUresult result) {

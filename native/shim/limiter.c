@@ -19,7 +19,7 @@
 #define LITTLE 50               /* having waited, nobody waits for another part of that, */
 #define LITTLE_NS 100000        /* and so much */
 #define SOON_NS 5000            /* what a wait is too short for */
-#define FIRST_LOOK_NS 1000000   /* of a launch that waits for a guess; then twice as long each time */
+#define FIRST_LOOK_NS 100000    /* of a launch that waits for a measurement; then twice as long each time */
 #define LATE_NS 100000000       /* for so long at most a launch waits because work is late */
 #define LONG_WAIT_NS 20000000   /* before such a wait, the dead are looked for */
 #define DEEP_NAP_NS 1000000000  /* with so much debt that it is not made any deeper */
@@ -133,7 +133,9 @@ static bool ride(struct visit *visit, struct vcuda_plan *plan, uint64_t now_ns, 
         take(visit, *paid_ns);
     visit->ticket = plan->ticket;
     visit->at_ns = now_ns + gate;
-    visit->waits = gate > 0;
+    visit->waits = gate > 0 || order->guessed;
+    if (gate == 0) /* nothing to wait for but a measurement */
+        visit->ticket = __atomic_load_n(&visit->ledger->bucket.supply_ns, __ATOMIC_RELAXED);
     vcuda_plan_do(plan, order->stream, &step, order->weight);
     return true;
 }
@@ -186,6 +188,12 @@ static uint64_t look(const struct visit *visit) {
     return visit->order->look(visit->order->argument);
 }
 
+/* The same of a launch of unknown cost: not while something like it is being measured. */
+static uint64_t hold_ns(const struct visit *visit, uint64_t left_ns) {
+    uint64_t hold = visit->order->guessed ? visit->order->hold(visit->order->argument) : 0;
+    return hold > left_ns ? hold : left_ns;
+}
+
 /* The longest sleep after which the share in force is still known to be what it is. */
 static uint64_t known_for_ns(const struct vcuda_grant_card *grant, uint64_t now_ns) {
     uint64_t until = __atomic_load_n(&grant->rate_ns, __ATOMIC_RELAXED) + RATE_VALID_NS;
@@ -220,7 +228,7 @@ static uint64_t wait_for_it(const struct vcuda_share *share, int card, const str
     uint32_t changes =
         load32(&visit->grant->changes); /* before looking: a change in between ends the sleep */
     uint64_t late = look(visit), began = refill(visit), now = began, pause = FIRST_LOOK_NS;
-    uint64_t left = together(visit, left_ns(visit, now, 0, late), now);
+    uint64_t left = hold_ns(visit, together(visit, left_ns(visit, now, 0, late), now));
     bool owed = false;
     if (!left)
         return now;
@@ -247,6 +255,7 @@ static uint64_t wait_for_it(const struct vcuda_share *share, int card, const str
         left = together(visit, left_ns(visit, now, now - began, late), now);
         if (left < (now - began) / LITTLE + LITTLE_NS) /* it is paid for all the same */
             left = 0;
+        left = hold_ns(visit, left);
     }
     say_starved(visit->ledger, now);
     __atomic_fetch_add(&visit->slot->wait_ns, now - began, __ATOMIC_RELAXED);

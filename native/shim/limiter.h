@@ -22,6 +22,8 @@ struct vcuda_order {
     /* Read what has been measured, charge for what runs longer than expected, and answer how much has been
      * charged for what still does, in ns. Called without any lock of the limiter's. */
     uint64_t (*look)(void *argument);
+    /* Of a guessed one: how long to hold on at most, in ns, for something like it that is being measured. */
+    uint64_t (*hold)(void *argument);
     void *argument;
 };
 

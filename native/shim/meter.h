@@ -123,8 +123,10 @@ enum vcuda_capturing vcuda_meter_captures(CUstream stream, bool ptsz);
 /* Have a launch paid for, and let time pass until it may go. `magnitude`: its grid has less than 2^magnitude
  * blocks; 0 = a graph. */
 void vcuda_admit(struct vcuda_share *share, struct vcuda_ticket *ticket, uint32_t magnitude);
-/* The launch is measured: it uses up what was paid, though it is not counted in its stream's work. */
-void vcuda_admit_measured(const struct vcuda_ticket *ticket);
+/* A launch that is measured is not counted in its stream's work, but uses up what was paid: how much of it.
+ */
+uint64_t vcuda_credit_use(const struct vcuda_ticket *ticket);
+void vcuda_credit_return(const struct vcuda_ticket *ticket, uint64_t used_ns);
 
 /* Around a launch that is to be measured: an event before it and one behind it. */
 void vcuda_meter_open(struct vcuda_share *share, struct vcuda_ticket *ticket);

@@ -103,6 +103,9 @@ void vcuda_meter_refund(struct vcuda_share *share, struct vcuda_stream_meter *me
 /* Read what has been measured in a stream's context, mark the end of what the stream holds, and answer for
  * how long measured work has been running that should have ended. */
 uint64_t vcuda_meter_late(struct vcuda_share *share, struct vcuda_stream_meter *meter);
+/* For how long at most to wait until a launch of unknown cost, in the stream's context, has been measured; 0
+ * = none is under way, or it takes so long that it may be waiting for something itself. */
+uint64_t vcuda_meter_unmeasured_ns(struct vcuda_share *share, struct vcuda_stream_meter *meter);
 /* Read the samples that have been reached; asks, never waits. The context is current. */
 void vcuda_meter_harvest(struct vcuda_share *share, struct vcuda_context_meter *context);
 /* What a wait tells of the work that it waited for: it began about from_ns (host's clock) and took length_ns,

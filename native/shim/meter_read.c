@@ -8,6 +8,7 @@
  */
 #include "limiter.h"
 #include "meter_parts.h"
+#include "overlap.h"
 
 #define ORIGIN_NS ((uint64_t)1 << 50) /* of a context's clock: there is a before */
 #define REBASE_NS                                                                                            \
@@ -39,11 +40,18 @@ void vcuda_meter_account(struct vcuda_share *share, int card, uint64_t gpu_ns, u
         vcuda_limiter_settle(share, card, gpu_ns, paid_ns);
 }
 
-/* An interval in which a context's kernels ran, as far as is known: what of it is new. */
+/* An interval in which a context's kernels ran, as far as is known: what of it is new counts, unless another
+ * process of the container was at work. */
 static void account(struct vcuda_share *share, struct vcuda_context_meter *context, uint64_t from,
                     uint64_t to, uint64_t paid_ns) {
-    uint64_t gpu_ns = vcuda_limiter_true_ns(share, context->card, vcuda_busy_add(&context->busy, from, to));
-    vcuda_meter_account(share, context->card, gpu_ns, paid_ns);
+    uint64_t fresh = vcuda_busy_add(&context->busy, from, to);
+    if (fresh && context->lag_ns && context->card >= 0) {
+        uint64_t host = from + (uint64_t)context->lag_ns;
+        struct vcuda_ledger_card *card = &share->ledger.header->cards[context->card];
+        uint64_t only = vcuda_overlap_report(card, (uint32_t)share->ledger.slot, host, host + to - from);
+        fresh = only < fresh ? only : fresh;
+    }
+    vcuda_meter_account(share, context->card, vcuda_limiter_true_ns(share, context->card, fresh), paid_ns);
 }
 
 void vcuda_meter_refund(struct vcuda_share *share, struct vcuda_stream_meter *meter) {
@@ -234,6 +242,10 @@ void vcuda_meter_settle(struct vcuda_share *share, struct vcuda_stream_meter *me
     meter->settled_ns = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
     meter->unknown = 0;
     meter->empty_ns = clock;
+    if (!meter->outstanding) {
+        meter->interruptions = __atomic_load_n(&vcuda_interruptions, __ATOMIC_RELAXED);
+        __atomic_store_n(&meter->interrupted, false, __ATOMIC_RELAXED);
+    }
     if (limited && !meter->outstanding) {
         meter->guesses = 0;
         vcuda_limiter_idle(meter->card, meter);

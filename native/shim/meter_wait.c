@@ -7,7 +7,9 @@
 
 #define LONG_WAIT_NS 200000 /* how much longer than expected a wait must be to be suspicious */
 #define GAP_NS 20000        /* between two waits, a host's work that says nothing of the GPU's */
-#define NOTICE_NS 1000000   /* longer than it takes to notice the end of a wait, but for accidents */
+#define PATIENCE_NS                                                                                          \
+    250000000 /* for so long nothing else is launched that is as unknown as what is being measured */
+#define NOTICE_NS 1000000 /* longer than it takes to notice the end of a wait, but for accidents */
 
 static bool is_waited_for(const struct vcuda_stream_meter *meter, const struct vcuda_wait *wait) {
     return !wait->stream || (meter->stream == wait->stream && vcuda_is_ours(meter));
@@ -19,8 +21,9 @@ static struct vcuda_context_meter *enter(struct vcuda_share *share, CUcontext co
                                          struct vcuda_visit *visit) {
     if (!context)
         vcuda_real.cuCtxGetCurrent(&context);
-    if (!context || !vcuda_meter_try())
+    if (!context)
         return NULL;
+    vcuda_lock_take(&vcuda_meter_lock); /* nobody waits for the GPU with it held, and who waits has time */
     if (vcuda_visit(visit, context)) {
         struct vcuda_context_meter *meter = vcuda_context_meter(share, context, false);
         if (meter)
@@ -167,4 +170,25 @@ uint64_t vcuda_meter_late(struct vcuda_share *share, struct vcuda_stream_meter *
         vcuda_lock_give(&vcuda_meter_lock);
     }
     return late;
+}
+
+uint64_t vcuda_meter_unmeasured_ns(struct vcuda_share *share, struct vcuda_stream_meter *meter) {
+    struct vcuda_context_meter *context = meter->context;
+    struct vcuda_visit visit;
+    uint64_t left = 0, now = vcuda_clock_ns();
+    if (!vcuda_meter_try())
+        return 0;
+    if (vcuda_visit(&visit, context->context)) {
+        vcuda_meter_harvest(share, context);
+        for (uint32_t i = 0; i < context->samples; i++) {
+            const struct vcuda_sample *sample = &context->sample[context->order[i]];
+            bool unknown = sample->cost && sample->cost->key == sample->cost_key && !sample->cost->ns;
+            uint64_t until = sample->opened_ns + PATIENCE_NS;
+            if (unknown && sample->clean && !sample->meter->interrupted && until > now && until - now > left)
+                left = until - now;
+        }
+        vcuda_leave(&visit);
+    }
+    vcuda_lock_give(&vcuda_meter_lock);
+    return left;
 }

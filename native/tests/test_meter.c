@@ -6,6 +6,7 @@
  * build: native/shim/meter.c native/shim/meter_read.c native/shim/meter_wait.c native/shim/busy.c
  * build: native/shim/meter_streams.c native/shim/meter_end.c
  * build: native/shim/admit.c native/shim/limiter.c native/shim/cost.c native/shim/plan.c native/shim/bucket.c
+ * build: native/shim/overlap.c
  * build: native/shim/launch.c native/shim/sync.c native/shim/capture.c native/shim/stall.c
  */
 #include "meter.h"

@@ -54,9 +54,9 @@ struct vcuda_grant_card {
     uint64_t page_bytes;       /* granularity of device memory; a power of two, 0 = 2 MiB */
     uint64_t pool_chunk_bytes; /* by which a stream-ordered pool grows; 0 = learned */
     int64_t slice_ppm;         /* GPU time truly had per million measured beside neighbours; 0 = all of it */
-    uint32_t rate_ppm;         /* the share in force just now, for as long as rate_ns is recent; 0 = core_ppm */
-    uint32_t changes;          /* grows with every change of a share; a futex: who waits for time sleeps on it */
-    uint64_t rate_ns;          /* CLOCK_MONOTONIC when rate_ppm was last confirmed */
+    uint32_t rate_ppm; /* the share in force just now, for as long as rate_ns is recent; 0 = core_ppm */
+    uint32_t changes;  /* grows with every change of a share; a futex: who waits for time sleeps on it */
+    uint64_t rate_ns;  /* CLOCK_MONOTONIC when rate_ppm was last confirmed */
     uint64_t reserved[15];
 };
 
@@ -110,11 +110,18 @@ struct vcuda_slot {
 /* The limiter's bucket: GPU time that came in and that was asked for. Its balance is supply_ns - demand_ns;
  * both only count on, and wrap. See native/shim/bucket.h. */
 struct vcuda_bucket {
-    uint64_t supply_ns; /* refills, and what work turned out to take less (or, taken off, more) than was paid */
+    uint64_t
+        supply_ns; /* refills, and what work turned out to take less (or, taken off, more) than was paid */
     uint64_t demand_ns; /* paid for launches */
     uint64_t refill_ns; /* CLOCK_MONOTONIC up to which supply_ns is */
     uint32_t rate_ppm;  /* since then */
     uint32_t resets;    /* contents that could not be true and were put right */
+};
+
+/* In which a process kept the card at work. */
+struct vcuda_interval {
+    uint64_t from_ns; /* CLOCK_MONOTONIC */
+    uint64_t length;  /* bits 0-39: ns; bits 40-63: slot + 1 */
 };
 
 /* One card's part of the ledger. */
@@ -122,12 +129,14 @@ struct vcuda_ledger_card {
     uint64_t lock; /* lease lock, see ledger.h */
     uint64_t pad0[7];
     struct vcuda_bucket bucket;
-    uint64_t active_ns;    /* CLOCK_MONOTONIC when work was last paid for */
-    uint64_t starved_ns;   /* until when a launch had to wait, last; in the future while one waits */
-    uint64_t limiter[18];  /* for the limiter */
-    uint64_t reclaimed_ns; /* CLOCK_MONOTONIC of the last slot taken back from a dead process */
-    uint64_t reclaimed;    /* how many were */
-    uint64_t ended_gpu_ns; /* totals of the processes that are gone */
+    uint64_t active_ns;  /* CLOCK_MONOTONIC when work was last paid for */
+    uint64_t starved_ns; /* until when a launch had to wait, last; in the future while one waits */
+    struct vcuda_interval recent[8]; /* in which processes of the container were last at work */
+    uint64_t recent_next;            /* how many were written ever */
+    uint64_t limiter[1];             /* for the limiter */
+    uint64_t reclaimed_ns;           /* CLOCK_MONOTONIC of the last slot taken back from a dead process */
+    uint64_t reclaimed;              /* how many were */
+    uint64_t ended_gpu_ns;           /* totals of the processes that are gone */
     uint64_t ended_launches;
     uint64_t ended_wait_ns;
     uint64_t ended_refused;

@@ -35,8 +35,9 @@ test: setup lint ## All checks and tests; K=name for some of them
 	@$(BIN)/python -m pytest $(if $(K),-k '$(K)') $(ARGS)
 
 .PHONY: bench
-bench: setup ## What the shim costs per call: a table, and build/bench/results.json
+bench: setup ## What the shim costs per call, and how exact core shares are: tables, JSON and plots in build/bench
 	@$(MAKE) -C native bench
+	@$(BIN)/vcuda bench cores --json build/bench/cores.json --plot build/bench/cores.png
 
 .PHONY: soak
 soak: setup ## The long runs: 10,000 kills, 60 s of racing, 10 million fuzzed inputs

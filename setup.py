@@ -1,8 +1,8 @@
 """What pyproject.toml cannot say of the build: the C binding, and the libraries that the wheel carries.
 
 The binding (vcuda._abi) is compiled from the same ledger.c and grant.c as the shim, against Python's stable
-ABI. A wheel also holds libvcuda.so and the simulated driver, built by native/Makefile. An editable install
-holds neither: it uses build/native, where `make` puts them.
+ABI. A wheel also holds libvcuda.so, the simulated driver, and the benchmark's workload, built by
+native/Makefile. An editable install holds none of them: it uses build/native, where `make` puts them.
 """
 
 import os
@@ -14,7 +14,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-CARRIED = ("libvcuda.so", "sim/libcuda.so.1", "sim/libnvidia-ml.so.1", "sim/simgpu-stat")
+CARRIED = ("libvcuda.so", "sim/libcuda.so.1", "sim/libnvidia-ml.so.1", "sim/simgpu-stat", "bench/cores")
 
 
 class BuildWithLibraries(build_py):

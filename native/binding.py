@@ -1,7 +1,8 @@
 """The Python binding of the grant and the ledger: abi.h as cffi reads it, over the shim's own C.
 
 cffi runs this file while the package is built; the result is vcuda._abi. The layouts have one source,
-native/include/vcuda/abi.h; the functions below are those of ledger.h and grant.h that Python calls.
+native/include/vcuda/abi.h; the functions below are those of ledger.h and grant.h that Python calls, and the
+limiter's arithmetic (bucket.h, plan.h), whose properties are tested from Python.
 """
 
 import re
@@ -39,6 +40,31 @@ uint64_t vcuda_slot_used(const struct vcuda_slot *slot, uint32_t card);
 
 enum vcuda_grant_status { VCUDA_GRANT_OK, ... };
 enum vcuda_grant_status vcuda_grant_check(const void *data, size_t bytes, char *why, size_t why_bytes);
+
+#define VCUDA_BUCKET_BURST_NS ...
+#define VCUDA_BUCKET_LEAST_NS ...
+#define VCUDA_BUCKET_STEP_NS ...
+#define VCUDA_BUCKET_AHEAD_NS ...
+#define VCUDA_DEBT_NS ...
+void vcuda_bucket_refill(struct vcuda_bucket *bucket, uint64_t now_ns, uint32_t rate_ppm);
+int64_t vcuda_bucket_balance(const struct vcuda_bucket *bucket);
+uint64_t vcuda_bucket_take(struct vcuda_bucket *bucket, uint64_t cost_ns);
+uint64_t vcuda_bucket_wait_ns(const struct vcuda_bucket *bucket, uint64_t ticket);
+uint64_t vcuda_bucket_wait_at_ns(const struct vcuda_bucket *bucket, uint64_t ticket, uint32_t rate_ppm);
+void vcuda_bucket_correct(struct vcuda_bucket *bucket, int64_t more_ns);
+
+#define VCUDA_PLAN_LANES ...
+#define VCUDA_PLAN_LONGEST_NS ...
+#define VCUDA_WEIGHT_FULL ...
+struct vcuda_lane { const void *stream; uint64_t until_ns; uint32_t weight; ...; };
+struct vcuda_plan { uint64_t until_ns, gate_ns, ticket; struct vcuda_lane lane[...]; ...; };
+struct vcuda_step { uint64_t end_ns, adds_ns; uint32_t lane; ...; };
+struct vcuda_step vcuda_plan_look(const struct vcuda_plan *plan, const void *stream, uint64_t at_ns,
+                                  uint64_t length_ns, uint32_t weight);
+void vcuda_plan_do(struct vcuda_plan *plan, const void *stream, const struct vcuda_step *step,
+                   uint32_t weight);
+void vcuda_plan_move(struct vcuda_plan *plan, const void *stream, int64_t later_ns, uint64_t now_ns);
+void vcuda_plan_idle(struct vcuda_plan *plan, const void *stream, uint64_t now_ns);
 """
 
 
@@ -52,14 +78,20 @@ ffibuilder = FFI()
 ffibuilder.cdef(layouts() + FUNCTIONS)
 ffibuilder.set_source(
     "vcuda._abi",
-    '#include "ledger.h"\n#include "grant.h"\n',
-    sources=[f"native/shim/{name}.c" for name in ("ledger", "ledger_file", "ledger_slots", "grant")],
+    "".join(f'#include "{name}.h"\n' for name in ("ledger", "grant", "bucket", "plan")),
+    sources=[
+        f"native/shim/{name}.c"
+        for name in ("ledger", "ledger_file", "ledger_slots", "grant", "bucket", "plan")
+    ],
     include_dirs=["native/include", "native/shim"],
     define_macros=[("_GNU_SOURCE", None)],
     extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden"],
     depends=[
         "native/include/vcuda/abi.h",
-        *(f"native/shim/{name}.h" for name in ("ledger", "ledger_parts", "grant", "lock", "sys")),
+        *(
+            f"native/shim/{name}.h"
+            for name in ("ledger", "ledger_parts", "grant", "bucket", "plan", "lock", "sys")
+        ),
     ],
     py_limited_api=True,
 )

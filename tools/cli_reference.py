@@ -29,6 +29,9 @@ def reference() -> str:
     for command in commands():
         context = click.Context(command, info_name=command.name, parent=top, terminal_width=WIDTH)
         parts.append(f"## vcuda {command.name}\n\n```\n{command.get_help(context)}\n```\n")
+        for below in command.commands.values() if isinstance(command, click.Group) else ():
+            inner = click.Context(below, info_name=below.name, parent=context, terminal_width=WIDTH)
+            parts.append(f"### {inner.command_path}\n\n```\n{below.get_help(inner)}\n```\n")
     return "\n".join(parts)
 
 

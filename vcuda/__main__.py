@@ -11,7 +11,7 @@ import click
 
 from vcuda.errors import StartError, VcudaError
 
-NAMES = ("run", "cards", "ps", "top", "doctor")
+NAMES = ("run", "set", "cards", "ps", "top", "doctor", "bench")
 """The sub-commands, in the order of the help; each is vcuda.commands.NAME, loaded when it is needed."""
 
 

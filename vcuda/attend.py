@@ -14,7 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -50,14 +50,23 @@ def signals_held() -> Generator[Mask]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def run(command: Sequence[str], environment: Mapping[str, str], mask: Mask) -> int:
+def run(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    mask: Mask,
+    *,
+    started: Callable[[], None] = lambda: None,
+) -> int:
     """Run a command to its end, within `signals_held`; its status as of waitpid.
+
+    `started` is called once it runs: the place for threads, which no process that is forked should meet.
 
     Raises:
         StartError: it can't be started.
 
     """
     process = _start(command, environment, mask)
+    started()
     status = _wait(process.pid)
     process.returncode = os.waitstatus_to_exitcode(status)  # collected here, not by subprocess
     return status

@@ -15,6 +15,9 @@ from typing import Any, Self
 from vcuda._abi import ffi, lib
 from vcuda.errors import LedgerError
 
+BURST_NS = 10_000_000
+"""The most GPU time that an idle share keeps (VCUDA_BURST_NS of bucket.h)."""
+
 
 class Kind(IntEnum):
     """What bytes of a card are used for; the numbers are enum vcuda_kind's."""
@@ -39,6 +42,15 @@ class CardUse:
     gpu_ns: int
     launches: int
     wait_ns: int
+    """For so long launches waited for GPU time in all."""
+    waits: int
+    """So many launches did."""
+    wakeups: int
+    """So often one of them looked whether it may go."""
+    owed_ns: int
+    """GPU time paid for that has not been measured yet."""
+    active_ns: int
+    """CLOCK_MONOTONIC when work was last paid for."""
     refused: int
     """Allocations refused by the limit."""
     refused_bytes: int
@@ -68,11 +80,48 @@ class Ended:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """What the limiter keeps for all processes of a share, on one card. They can write anything there."""
+
+    balance_ns: int
+    """GPU time that may be used at once; negative: that is owed. As of `refill_ns`."""
+    refill_ns: int
+    """CLOCK_MONOTONIC, as the next two."""
+    active_ns: int
+    """When work was last paid for."""
+    starved_ns: int
+    """Until when a launch had to wait, last; in the future while one does."""
+    rate_ppm: int
+    """The share at which time comes in since `refill_ns`; 0: nobody has asked for any yet."""
+    resets: int
+    """Contents that could not be true and were put right."""
+
+    def balance_at(self, now_ns: int) -> int:
+        """The balance as it will be found at `now_ns`."""
+        if self.refill_ns == 0:
+            return BURST_NS
+        income_ns = max(0, now_ns - self.refill_ns) * self.rate_ppm // lib.VCUDA_PPM
+        return min(BURST_NS, self.balance_ns + income_ns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """A card's part of a ledger as it is watched: without asking who is alive, which takes system calls."""
+
+    bucket: Bucket
+    gpu_ns: int
+    """Of all processes, those that are gone included."""
+    workers: tuple[tuple[int, int, int], ...]
+    """Of each slot in use: its index, when it last paid for work (CLOCK_MONOTONIC), what it has launched."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """A ledger at one instant."""
 
     processes: tuple[Process, ...]
     ended: tuple[Ended, ...]
+    buckets: tuple[Bucket, ...]
 
 
 def create(path: Path, *, slots: int = 0) -> None:
@@ -98,12 +147,14 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
+        self._path = path
         self._map = ffi.new("struct vcuda_ledger_map *")
         self._writable = writable
         status = lib.vcuda_ledger_open(self._map, os.fsencode(path), writable)
         if status != lib.VCUDA_LEDGER_OK:
             raise LedgerError(f"ledger {path}: {_reason(status, self._map)}")
         self._open = True
+        self._bytes = path.stat().st_size
 
     def __enter__(self) -> Self:
         return self
@@ -166,7 +217,50 @@ class Ledger:
             )
             for card in (header.cards[index] for index in range(cards))
         )
-        return Reading(processes=tuple(processes), ended=ended)
+        buckets = tuple(_bucket(header.cards[index]) for index in range(cards))
+        return Reading(processes=tuple(processes), ended=ended, buckets=buckets)
+
+    def load(self, card: int) -> Load:
+        """What is at work on the grant's `card`-th card.
+
+        Raises:
+            LedgerError: somebody has cut the file short; to read it would be the end of this process.
+
+        """
+        if self._path.stat().st_size < self._bytes:
+            raise LedgerError(f"ledger {self._path}: has been cut short")
+        header = self._map.header
+        all_of_card = header.cards[card]
+        gpu_ns = all_of_card.ended_gpu_ns
+        workers: list[tuple[int, int, int]] = []
+        for index in range(min(header.slots_high, self._map.slot_count)):
+            slot = lib.vcuda_ledger_slot(self._map, index)
+            if slot.in_use:
+                use = slot.cards[card]
+                gpu_ns += use.gpu_ns
+                workers.append((index, use.active_ns, use.launches))
+        return Load(bucket=_bucket(all_of_card), gpu_ns=gpu_ns, workers=tuple(workers))
+
+    def pids(self) -> dict[int, set[int]]:
+        """The pids of the living processes, by the inode of the pid namespace in which they are these."""
+        found: dict[int, set[int]] = {}
+        for index in self.living():
+            slot = lib.vcuda_ledger_slot(self._map, index)
+            found.setdefault(slot.pid_ns, set()).add(slot.pid)
+        return found
+
+
+def _bucket(card: Any) -> Bucket:  # noqa: ANN401 (a cffi struct)
+    bucket = card.bucket
+    balance = (bucket.supply_ns - bucket.demand_ns) % 2**64
+    return Bucket(
+        balance_ns=balance - 2**64 if balance >= 2**63 else balance,
+        refill_ns=bucket.refill_ns,
+        active_ns=card.active_ns,
+        starved_ns=card.starved_ns,
+        rate_ppm=bucket.rate_ppm,
+        resets=bucket.resets,
+    )
 
 
 def _use(slot: Any, card: int) -> CardUse:  # noqa: ANN401 (a cffi struct)
@@ -178,6 +272,10 @@ def _use(slot: Any, card: int) -> CardUse:  # noqa: ANN401 (a cffi struct)
         gpu_ns=use.gpu_ns,
         launches=use.launches,
         wait_ns=use.wait_ns,
+        waits=use.waits,
+        wakeups=use.wakeups,
+        owed_ns=use.owed_ns,
+        active_ns=use.active_ns,
         refused=use.refused,
         refused_bytes=use.refused_bytes,
     )

@@ -24,12 +24,27 @@ class CardRoom:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked. Neither memory nor cores: a whole card. Cores alone: with all memory that is free."""
+    """What is asked. Neither memory nor cores: a whole card. Cores alone: with all memory that is free.
+
+    Raises:
+        RefusedError: a ceiling or a priority without cores, or a ceiling below them.
+
+    """
 
     memory_bytes: int | None = None
     core_ppm: int | None = None
+    core_max_ppm: int | None = None
+    """The ceiling up to which idle time is used; None for none beyond the cores."""
+    priority: int = 0
+    """-1, 0 or 1."""
     card: str | None = None
     """An index or a UUID (or its beginning); None for any card."""
+
+    def __post_init__(self) -> None:
+        if self.core_ppm is None and self.priority:
+            raise RefusedError("a priority is that of a core share; give one with --cores")
+        if self.core_max_ppm is not None:
+            check_ceiling(self.core_ppm, self.core_max_ppm)
 
     @property
     def whole(self) -> bool:
@@ -45,6 +60,9 @@ class Placement:
     memory_bytes: int
     core_ppm: int
     """Guaranteed; PPM when cores were not asked: then they are not limited either."""
+    core_max_ppm: int
+    """The ceiling; the guarantee itself when none was asked."""
+    priority: int
     whole: bool
 
 
@@ -60,12 +78,47 @@ def place(cards: Sequence[CardRoom], request: Request) -> Placement:
     if not fitting:
         raise RefusedError(_why_not(candidates, request))
     chosen = min(fitting, key=lambda card: (card.free_bytes, card.index))
+    core_ppm = PPM if request.core_ppm is None else request.core_ppm
     return Placement(
         card=chosen,
         memory_bytes=chosen.free_bytes if request.memory_bytes is None else request.memory_bytes,
-        core_ppm=PPM if request.core_ppm is None else request.core_ppm,
+        core_ppm=core_ppm,
+        core_max_ppm=core_ppm if request.core_max_ppm is None else request.core_max_ppm,
+        priority=request.priority,
         whole=request.whole,
     )
+
+
+def check_ceiling(core_ppm: int | None, core_max_ppm: int) -> None:
+    """See that a ceiling goes with the cores.
+
+    Raises:
+        RefusedError: there are none, or they are more.
+
+    """
+    ceiling = format_cores(core_max_ppm)
+    if core_ppm is None:
+        raise RefusedError(f"a ceiling of {ceiling}% without a share; give one with --cores")
+    if core_max_ppm < core_ppm:
+        raise RefusedError(
+            f"a ceiling of {ceiling}% is below the share of {format_cores(core_ppm)}%; "
+            f"raise --cores-max or lower --cores"
+        )
+
+
+def check_change(card: str, *, taken_ppm: int, had_ppm: int, asked_ppm: int) -> None:
+    """See that a share that has `had_ppm` of the `taken_ppm` that a card has promised can have `asked_ppm`.
+
+    Raises:
+        RefusedError: others have been promised so much that it does not fit.
+
+    """
+    free_ppm = max(0, PPM - taken_ppm + had_ppm)
+    if asked_ppm > max(free_ppm, had_ppm):  # less than before is never refused
+        raise RefusedError(
+            f"{format_cores(asked_ppm)}% of cores asked, {format_cores(free_ppm)}% can be had on {card}; "
+            "see 'vcuda ps'"
+        )
 
 
 def _named(cards: Sequence[CardRoom], name: str | None) -> list[CardRoom]:

@@ -6,11 +6,13 @@ looks next removes what is dead, so that a killed `vcuda run` leaves nothing beh
 (see attend.py); what the program has left running in the share stays in it, and is counted.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -41,6 +43,9 @@ class Share:
     memory_bytes: int
     core_ppm: int | None
     """None when cores were not asked."""
+    core_max_ppm: int | None
+    """The ceiling; None when cores were not asked."""
+    priority: int
     whole: bool
     sim_dir: str | None
     started: float
@@ -96,6 +101,23 @@ class Registry:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    @property
+    def election(self) -> Path:
+        """The file whose lock says who governs the shares (see elected.py)."""
+        return self.runtime / "governor"
+
+    def version(self) -> int:
+        """Another number when a share came or went. Needs no lock."""
+        return self._shares.stat().st_mtime_ns
+
+    def seen(self) -> list[Share]:
+        """The shares that are there, the dead too, oldest first. Needs no lock, removes nothing."""
+        found: list[Share] = []
+        for directory in self._shares.iterdir():
+            with contextlib.suppress(VcudaError):  # not complete yet, or not any more
+                found.append(_described(directory))
+        return sorted(found, key=lambda share: share.started)
+
     def shares(self) -> list[Share]:
         """The living shares, oldest first; removes the dead. Call it under the lock."""
         found: list[Share] = []
@@ -120,13 +142,64 @@ class Registry:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             ledgers.create(directory / "ledger")
             grants.write(directory / "grant", grant)
-            content = {key: value for key, value in asdict(share).items() if key != "directory"}
-            (directory / "share.json").write_text(json.dumps(content), encoding="utf-8")
+            (directory / "share.json").write_text(_content(share), encoding="utf-8")
+            now_ns = time.time_ns()
+            os.utime(self._shares, ns=(now_ns, now_ns))  # complete: see version
         except BaseException:
             os.close(descriptor)
             shutil.rmtree(directory, ignore_errors=True)
             raise
         return replace(share, directory=str(directory)), descriptor
+
+    def change(
+        self,
+        share: Share,
+        *,
+        core_ppm: int | None = None,
+        core_max_ppm: int | None = None,
+        priority: int | None = None,
+    ) -> Share:
+        """Change a living share's cores, for its processes too; None leaves a value as it is.
+
+        Call it under the lock.
+
+        Raises:
+            GrantError: a value is out of its range, or the grant cannot be written.
+
+        """
+        granted = grants.change(
+            share.path / "grant", core_ppm=core_ppm, core_max_ppm=core_max_ppm, priority=priority
+        )
+        changed = replace(
+            share,
+            core_ppm=granted.core_ppm,
+            core_max_ppm=granted.core_max_ppm,
+            priority=granted.priority,
+        )
+        # That cores were asked is told by this file alone, where all of them were.
+        fresh = share.path / ".share.json"
+        fresh.write_text(_content(changed), encoding="utf-8")
+        fresh.replace(share.path / "share.json")
+        return changed
+
+    def named(self, name: str) -> Share:
+        """The living share that is called so; the last part of its directory names it too.
+
+        Call it under the lock.
+
+        Raises:
+            VcudaError: there is none, or more than one.
+
+        """
+        living = self.shares()
+        found = [share for share in living if name in (share.name, share.path.name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            ways = ", ".join(share.path.name for share in found)
+            raise VcudaError(f"{len(found)} shares are called {name!r}; name one by its directory: {ways}")
+        have = ", ".join(sorted({share.name for share in living}))
+        raise VcudaError(f"no share is called {name!r}; there is {have}" if have else "there are no shares")
 
     def remove(self, share: Share, descriptor: int) -> None:
         """End a share: remove it, unless processes that its program has left behind still use it."""
@@ -142,6 +215,10 @@ class Registry:
             for machine in (self.runtime / "sim").glob("*"):
                 if str(machine) not in used:
                     _remove_unless_held(machine)
+
+
+def _content(share: Share) -> str:
+    return json.dumps({key: value for key, value in asdict(share).items() if key != "directory"})
 
 
 def _alive(directory: Path) -> bool:
@@ -160,18 +237,33 @@ def _alive(directory: Path) -> bool:
 
 
 def _described(directory: Path) -> Share:
-    """What share.json says; where another version of vcuda wrote it, what the grant says.
+    """What share.json says, but for what can have changed since: that is in the grant.
+
+    Where another version of vcuda wrote share.json, everything is what the grant says.
 
     Raises:
-        GrantError: that is not readable either.
+        GrantError: the grant is not readable.
 
     """
+    grant = grants.read(directory / "grant")
+    card = grant.cards[0]
     try:
         content: dict[str, Any] = json.loads((directory / "share.json").read_text(encoding="utf-8"))
         known = {field.name: content[field.name] for field in fields(Share) if field.name != "directory"}
-        return replace(Share(**known), command=tuple(known["command"]), directory=str(directory))
+        share = replace(Share(**known), command=tuple(known["command"]), directory=str(directory))
     except (OSError, ValueError, TypeError, KeyError):
-        grant = grants.read(directory / "grant")
+        return _of_grant(grant, directory)
+    asked = share.core_ppm is not None or card.core_ppm < PPM
+    return replace(
+        share,
+        memory_bytes=card.memory_bytes,
+        core_ppm=card.core_ppm if asked else None,
+        core_max_ppm=card.core_max_ppm if asked else None,
+        priority=card.priority,
+    )
+
+
+def _of_grant(grant: grants.Grant, directory: Path) -> Share:
     card = grant.cards[0]
     return Share(
         name=grant.name,
@@ -181,6 +273,8 @@ def _described(directory: Path) -> Share:
         card_name=card.uuid,
         memory_bytes=card.memory_bytes,
         core_ppm=None if card.core_ppm == PPM else card.core_ppm,
+        core_max_ppm=None if card.core_ppm == PPM else card.core_max_ppm,
+        priority=card.priority,
         whole=card.whole,
         sim_dir=None,
         started=0.0,

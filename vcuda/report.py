@@ -1,17 +1,19 @@
 """What `cards`, `ps` and `top` show, as data: for --json as it is, for people through vcuda.commands."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vcuda.driver import Card
-from vcuda.errors import LedgerError
-from vcuda.ledger import CardUse, Ended, Kind, Ledger, Process
+from vcuda.errors import GrantError, LedgerError
+from vcuda.grant import Effective, LiveGrant
+from vcuda.ledger import Bucket, CardUse, Ended, Kind, Ledger, Process
 from vcuda.machine import Machine, rooms
 from vcuda.placement import CardRoom
 from vcuda.registry import Registry, Share
-from vcuda.units import PPM
+from vcuda.units import PPM, format_priority
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,21 @@ class CardReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ShareReport:
-    """A share, its living processes, and the totals of those that are gone."""
+    """A share, its living processes, the totals of those that are gone, and what its limiter does."""
 
     share: Share
     processes: tuple[Process, ...]
     ended: Ended
+    bucket: Bucket
+    in_force: Effective
+    seen_ns: int
+    """CLOCK_MONOTONIC."""
+
+    @property
+    def rate_ppm(self) -> int | None:
+        """The share in force; None for a share that is not limited."""
+        limited = not self.share.whole and (self.share.core_ppm or PPM) < PPM
+        return self.in_force.rate_ppm if limited else None
 
     @property
     def used_bytes(self) -> int:
@@ -92,12 +104,28 @@ class ShareReport:
             },
             "memory_bytes": share.memory_bytes,
             "used_bytes": self.used_bytes,
-            "core_percent": None if share.core_ppm is None else share.core_ppm * 100 / PPM,
+            "core_percent": _percent(share.core_ppm),
+            "core_max_percent": _percent(share.core_max_ppm),
+            "priority": format_priority(share.priority),
             "whole": share.whole,
             "gpu_ns": self.gpu_ns,
+            "limiter": self._limiter_json(),
             "launches": self.launches,
             "refused": self.refused,
             "processes": [_process_json(process) for process in self.processes],
+        }
+
+    def _limiter_json(self) -> dict[str, Any]:
+        uses = [process.cards[0] for process in self.processes]
+        return {
+            "rate_percent": _percent(self.rate_ppm),
+            "slice_percent": _percent(self.in_force.slice_ppm),
+            "balance_ns": self.bucket.balance_at(self.seen_ns),
+            "starved": self.bucket.starved_ns > self.seen_ns,
+            "resets": self.bucket.resets,
+            "wait_ns": self.ended.wait_ns + sum(use.wait_ns for use in uses),
+            "waits": sum(use.waits for use in uses),
+            "wakeups": sum(use.wakeups for use in uses),
         }
 
 
@@ -137,14 +165,27 @@ def kinds(use: CardUse) -> dict[str, int]:
 
 def _read(share: Share) -> ShareReport | None:
     try:
-        with Ledger(share.path / "ledger", writable=True) as ledger:
+        with Ledger(share.path / "ledger", writable=True) as ledger, LiveGrant(share.path / "grant") as grant:
             ledger.reclaim()  # what dead processes used goes to the totals
             reading = ledger.read()
-    except LedgerError:
+            seen_ns = time.monotonic_ns()
+            in_force = grant.in_force(0, seen_ns)
+    except (LedgerError, GrantError):
         if share.path.exists():
             raise
         return None  # it ended a moment ago
-    return ShareReport(share=share, processes=reading.processes, ended=reading.ended[0])
+    return ShareReport(
+        share=share,
+        processes=reading.processes,
+        ended=reading.ended[0],
+        bucket=reading.buckets[0],
+        in_force=in_force,
+        seen_ns=seen_ns,
+    )
+
+
+def _percent(ppm: int | None) -> float | None:
+    return None if ppm is None else ppm * 100 / PPM
 
 
 def _process_json(process: Process) -> dict[str, Any]:
@@ -159,6 +200,9 @@ def _process_json(process: Process) -> dict[str, Any]:
         "gpu_ns": use.gpu_ns,
         "launches": use.launches,
         "wait_ns": use.wait_ns,
+        "waits": use.waits,
+        "wakeups": use.wakeups,
+        "owed_ns": use.owed_ns,
         "refused": use.refused,
         "refused_bytes": use.refused_bytes,
     }

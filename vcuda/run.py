@@ -2,17 +2,18 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vcuda import attend, libraries, machine
 from vcuda.calibration import calibrate
-from vcuda.errors import VcudaError
+from vcuda.elected import Candidate
+from vcuda.errors import RefusedError, VcudaError
 from vcuda.grant import CardGrant, Grant
 from vcuda.machine import Machine
-from vcuda.placement import Placement, Request, place
-from vcuda.registry import MOUNTED, Share
+from vcuda.placement import Placement, Request, check_ceiling, check_change, place
+from vcuda.registry import MOUNTED, Registry, Share
 
 NAME_BYTES = 63
 
@@ -48,11 +49,49 @@ def run(order: Order, *, say: Callable[[str], None]) -> int:
             say(f"{reason}using a simulated {found.title}")
         with attend.signals_held() as mask:
             share, alive = _make(order, found)
+            candidate = Candidate(found.registry, say)
             try:
                 environment = {**os.environ, **variables(found.driver.environment, share, preload)}
-                return attend.run(order.command, environment, mask)
+                return attend.run(order.command, environment, mask, started=candidate.start)
             finally:
+                candidate.stop()
                 found.registry.remove(share, alive)
+
+
+def change(
+    registry: Registry,
+    name: str,
+    *,
+    core_ppm: int | None = None,
+    core_max_ppm: int | None = None,
+    priority: int | None = None,
+) -> Share:
+    """Change the cores of the living share called `name`, under its programs; None leaves a value as it is.
+
+    Raises:
+        RefusedError: others have been promised so much that it does not fit, or the share is a whole card.
+        VcudaError: there is no such share, or a value is out of its range.
+
+    """
+    with registry.locked():
+        share = registry.named(name)
+        if share.whole:
+            raise RefusedError(f"{name} has a whole card, which is not limited; there is nothing to change")
+        if share.core_ppm is None and core_ppm is None:
+            raise RefusedError(f"{name} has no core share; give it one with --cores")
+        core = share.core_ppm if core_ppm is None else core_ppm
+        if core_max_ppm is not None:
+            check_ceiling(core, core_max_ppm)
+        if core_ppm is not None:
+            taken = [each for each in registry.shares() if each.card_uuid == share.card_uuid]
+            check_change(
+                share.card_name, taken_ppm=_promised(taken), had_ppm=_promised([share]), asked_ppm=core_ppm
+            )
+        return registry.change(share, core_ppm=core_ppm, core_max_ppm=core_max_ppm, priority=priority)
+
+
+def _promised(shares: Iterable[Share]) -> int:
+    return sum(share.core_ppm or 0 for share in shares)
 
 
 def variables(driver: Mapping[str, str], share: Share, preload: Path) -> dict[str, str]:
@@ -87,6 +126,8 @@ def _make(order: Order, found: Machine) -> tuple[Share, int]:
             card_name=card.short_name,
             memory_bytes=placement.memory_bytes,
             core_ppm=order.request.core_ppm,
+            core_max_ppm=None if order.request.core_ppm is None else placement.core_max_ppm,
+            priority=placement.priority,
             whole=placement.whole,
             sim_dir=found.driver.sim_dir,
             started=time.time(),
@@ -103,7 +144,8 @@ def _card_grant(placement: Placement, *, context_bytes: int, page_bytes: int) ->
         uuid=placement.card.uuid,
         memory_bytes=placement.memory_bytes,
         core_ppm=placement.core_ppm,
-        core_max_ppm=placement.core_ppm,
+        core_max_ppm=placement.core_max_ppm,
+        priority=placement.priority,
         whole=placement.whole,
         context_bytes=context_bytes,
         page_bytes=page_bytes,

@@ -68,6 +68,28 @@ def parse_cores(text: str) -> int:
     return int(ppm)
 
 
+PRIORITIES = ("low", "normal", "high")
+"""As the command line names them; a grant has -1, 0 and 1."""
+
+
+def parse_priority(text: str) -> int:
+    """A grant's priority from its name.
+
+    Raises:
+        VcudaError: it is none of PRIORITIES.
+
+    """
+    try:
+        return PRIORITIES.index(text.strip().lower()) - 1
+    except ValueError as error:
+        raise VcudaError(f"{text!r} is no priority; it is one of {', '.join(PRIORITIES)}") from error
+
+
+def format_priority(priority: int) -> str:
+    """The name of a grant's priority."""
+    return PRIORITIES[priority + 1] if -1 <= priority <= 1 else str(priority)
+
+
 def format_cores(core_ppm: int) -> str:
     """A percentage without needless zeros: 30, 12.5."""
     return f"{core_ppm / (PPM // 100):.4f}".rstrip("0").rstrip(".")

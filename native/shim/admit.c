@@ -9,7 +9,7 @@
 #define GUESS_NS 1000000    /* for a launch before anything at all has been measured */
 #define MOST_NS 50000000000 /* nobody pays more at once */
 #define GUESSES_ALIKE 8     /* launches that are guessed alike where there is something to go by */
-#define GUESSES_DOUBLE 9    /* times that a guess doubles */
+#define GUESSES_DOUBLE 3    /* times that a guess doubles */
 #define GUESS_MOST_NS 64000000
 
 struct looking {

@@ -126,9 +126,11 @@ uint64_t vcuda_bucket_take(struct vcuda_bucket *bucket, uint64_t cost_ns) {
 }
 
 uint64_t vcuda_bucket_wait_at_ns(const struct vcuda_bucket *bucket, uint64_t ticket, uint32_t rate_ppm) {
-    int64_t behind = (int64_t)(ticket - supply_of(bucket));
-    return behind <= 0 || behind > 2 * (int64_t)VCUDA_DEBT_NS ? 0
-                                                              : time_for((uint64_t)behind, clamped(rate_ppm));
+    uint64_t supply = supply_of(bucket);
+    int64_t behind = (int64_t)(ticket - supply), most = room_of(balance_of(bucket, supply));
+    if (behind > most) /* a full bucket gets no fuller: who waits for more would wait for ever */
+        behind = most;
+    return behind <= 0 ? 0 : time_for((uint64_t)behind, clamped(rate_ppm));
 }
 
 uint64_t vcuda_bucket_wait_ns(const struct vcuda_bucket *bucket, uint64_t ticket) {

@@ -41,7 +41,7 @@ int64_t vcuda_bucket_balance(const struct vcuda_bucket *bucket);
 uint64_t vcuda_bucket_take(struct vcuda_bucket *bucket, uint64_t cost_ns);
 
 /* How long it is until the ticket is reached at `rate_ppm`, in ns; 0 = it is. As of the last refill. At most
- * 2 x VCUDA_DEBT_NS / share: a ticket farther away is of a bucket that was put right meanwhile. */
+ * until the bucket is full: a ticket beyond that is of a bucket that was put right meanwhile. */
 uint64_t vcuda_bucket_wait_at_ns(const struct vcuda_bucket *bucket, uint64_t ticket, uint32_t rate_ppm);
 /* The same at the share that the bucket was last refilled with, as the ledger says. */
 uint64_t vcuda_bucket_wait_ns(const struct vcuda_bucket *bucket, uint64_t ticket);

@@ -145,7 +145,8 @@ static enum vcuda_grant_status check_and_map(struct vcuda_grant_map *map, int fd
         return status;
     const struct vcuda_grant *header = (const struct vcuda_grant *)copy;
     size_t map_bytes = header->header_bytes + (size_t)header->card_count * header->card_bytes;
-    void *memory = mmap(NULL, map_bytes, PROT_READ, MAP_SHARED, fd, 0);
+    /* It will be read at once: no page faults for that. */
+    void *memory = mmap(NULL, map_bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
     if (memory == MAP_FAILED) {
         SAY("the grant %s cannot be mapped: %s", path, strerror(errno));
         return VCUDA_GRANT_UNREADABLE;

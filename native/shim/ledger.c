@@ -142,11 +142,19 @@ static struct vcuda_slot_card *own_card(const struct vcuda_ledger_map *map, uint
     return &vcuda_ledger_slot(map, (uint32_t)map->slot)->cards[card];
 }
 
+__attribute__((noinline)) static void announce_first(const struct vcuda_ledger_map *map, uint64_t *charged) {
+    vcuda_ledger_identify(map);
+    uint64_t group = (uint64_t)1 << (uint32_t)map->slot % GROUPS;
+    if (!(load(charged_groups(map)) & group))
+        __atomic_fetch_or(charged_groups(map), group, __ATOMIC_SEQ_CST);
+    __atomic_store_n(charged, 1, __ATOMIC_SEQ_CST);
+}
+
 /* Before the first charge: a slot that says it has none is not searched for what a dead owner left. */
 static void announce(const struct vcuda_ledger_map *map) {
     uint64_t *charged = &vcuda_ledger_slot(map, (uint32_t)map->slot)->charged;
     if (__builtin_expect(load_relaxed(charged) == 0, 0))
-        __atomic_store_n(charged, 1, __ATOMIC_SEQ_CST);
+        announce_first(map, charged);
 }
 
 static void note_charge(struct vcuda_slot_card *own, enum vcuda_kind kind, uint64_t bytes, uint64_t word) {

@@ -62,6 +62,10 @@ void vcuda_ledger_close(struct vcuda_ledger_map *map);
 /* Map and take a slot for the calling process. */
 enum vcuda_ledger_status vcuda_ledger_attach(struct vcuda_ledger_map *map, const char *path);
 
+/* Enter into one's slot what takes time to find out, pid_ns and start_ticks; 0 until then. Done with the
+ * first charge, too. */
+void vcuda_ledger_identify(const struct vcuda_ledger_map *map);
+
 /* The slot at `index`, or NULL beyond the table. */
 struct vcuda_slot *vcuda_ledger_slot(const struct vcuda_ledger_map *map, uint32_t index);
 

@@ -94,15 +94,19 @@ static bool touch(int fd, uint64_t offset) {
     return errno != ENOSPC && errno != EDQUOT;
 }
 
-bool vcuda_ledger_allocate(int fd, uint64_t offset, uint64_t bytes) {
+bool vcuda_ledger_allocate(int fd, uint64_t offset, uint64_t bytes, uint64_t stride, uint32_t count) {
     int result;
     do
-        result = sys_fallocate(fd, offset, bytes);
+        result = sys_fallocate(fd, offset, (count - 1) * stride + bytes);
     while (result != 0 && errno == EINTR);
     if (result == 0)
         return true;
-    return errno == EOPNOTSUPP ? touch(fd, offset + 63) && touch(fd, offset + bytes - 1)
-                               : errno != ENOSPC && errno != EDQUOT;
+    if (errno != EOPNOTSUPP)
+        return errno != ENOSPC && errno != EDQUOT;
+    for (; count > 0; count--, offset += stride)
+        if (!touch(fd, offset + 63) || !touch(fd, offset + bytes - 1))
+            return false;
+    return true;
 }
 
 /* A path that is good wherever the process goes: the file is opened again to ask who is alive. */
@@ -133,18 +137,19 @@ enum vcuda_ledger_status vcuda_ledger_map_file(struct vcuda_ledger_map *map, con
                                                                : VCUDA_LEDGER_MISSING;
     enum vcuda_ledger_status status = VCUDA_LEDGER_MISSING;
     struct stat st;
-    struct vcuda_ledger header;
+    struct vcuda_ledger header; /* of which the first fields are enough */
+    const ssize_t fields = offsetof(struct vcuda_ledger, reserved);
     if (sys_fstat(fd, &st) != 0)
         goto fail;
     status = VCUDA_LEDGER_GARBAGE;
     if (!S_ISREG(st.st_mode))
         goto fail;
-    ssize_t got = sys_pread(fd, &header, sizeof header, 0);
-    status = check(&header, got < (ssize_t)sizeof header ? 0 : (uint64_t)st.st_size, map);
+    ssize_t got = sys_pread(fd, &header, fields, 0);
+    status = check(&header, got < fields ? 0 : (uint64_t)st.st_size, map);
     if (status != VCUDA_LEDGER_OK)
         goto fail;
     /* Before anybody has taken a slot; the slots are allocated by their owners. */
-    if (writable && header.slots_high == 0 && !vcuda_ledger_allocate(fd, 0, header.header_bytes)) {
+    if (writable && header.slots_high == 0 && !vcuda_ledger_allocate(fd, 0, header.header_bytes, 0, 1)) {
         status = VCUDA_LEDGER_NO_SPACE;
         goto fail;
     }

@@ -51,12 +51,34 @@ static inline uint32_t slots_high(const struct vcuda_ledger_map *map) {
     return (int64_t)high > map->slot ? high : (uint32_t)map->slot + 1;
 }
 
+/*
+ * Where to look, in the header's first line, so that whoever starts need not look at every slot. Hints: wrong
+ * ones cost time, or let a newcomer see the dead's bytes until it needs them.
+ */
+/* No slot below is free: its index in the low bits; above, how often one became free. */
+#define FREE_BITS 13
+_Static_assert(VCUDA_MAX_SLOTS < 1 << FREE_BITS, "the index of a slot is too long");
+static inline uint32_t *first_free(const struct vcuda_ledger_map *map) {
+    return &map->header->pad0;
+}
+/* Bit i: among the slots i, i + 64, i + 128 ... there may be one whose owner has charged something. */
+#define GROUPS 64
+static inline uint64_t *charged_groups(const struct vcuda_ledger_map *map) {
+    return &map->header->reserved[0];
+}
+/* When somebody last looked for the dead among those who have charged nothing, in units of 2^20 ns. Stays
+ * below 2^56: the last byte is always 0, see touch. */
+static inline uint64_t *looked(const struct vcuda_ledger_map *map) {
+    return &map->header->reserved[1];
+}
+
 /* Opens, checks and maps; on success *fd stays open for the caller, and the map's file is that of *fd. */
 enum vcuda_ledger_status vcuda_ledger_map_file(struct vcuda_ledger_map *map, const char *path, bool writable,
                                                int *fd);
 
-/* Have the file system allocate a range of the file: a hole would fault on a full one. False: it is full. */
-bool vcuda_ledger_allocate(int fd, uint64_t offset, uint64_t bytes);
+/* Have the file system allocate `count` pieces of `bytes` each, `stride` apart: a hole would fault on a full
+ * one. False: it is full. */
+bool vcuda_ledger_allocate(int fd, uint64_t offset, uint64_t bytes, uint64_t stride, uint32_t count);
 
 /* Empty what the dead hold on `card` (or EVERY_CARD); returns how many slots were emptied. */
 uint32_t vcuda_ledger_reclaim_card(const struct vcuda_ledger_map *map, uint32_t card);

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/statfs.h>
 #include <sys/vfs.h>
 
@@ -23,6 +24,10 @@
 /* Lock bytes lie far beyond the file's end, so that no reader of the file trips over them. */
 #define OWNER_BYTES ((uint64_t)1 << 40)
 #define CLAIM_BYTES (OWNER_BYTES + VCUDA_MAX_SLOTS)
+
+#define MOST_SPREAD 64 /* slots that are passed by at most where others are at work */
+#define FREE_ONE ((uint32_t)1 << FREE_BITS)
+#define FREE_MASK (FREE_ONE - 1)
 
 #define BUSY_TRIES 50 /* a slot that is being prepared or tidied is waited for, 1 ms each time */
 
@@ -66,6 +71,12 @@ bool vcuda_ledger_alive(const struct vcuda_ledger_map *map, uint32_t index) {
     return result;
 }
 
+/* A number that differs between processes and calls. */
+static uint32_t chance(uint32_t more) {
+    uint64_t seed = sys_clock_ns(CLOCK_MONOTONIC) ^ (uint64_t)getpid() << 32 ^ more;
+    return (uint32_t)(seed * 0x9e3779b97f4a7c15u >> 40);
+}
+
 /* ---- the dead ---- */
 
 /* Takes back what a slot without an owner has charged on one card. The word is read before the owner is
@@ -95,8 +106,8 @@ static void hand_on(uint64_t *total, uint64_t *of_slot) {
         add_relaxed(total, __atomic_exchange_n(of_slot, 0, __ATOMIC_RELAXED));
 }
 
-/* What a dead process has paid for and cannot have run goes back to the container: launches that waited, and what
- * is longer than the time since its last launch went. */
+/* What a dead process has paid for and cannot have run goes back to the container: launches that waited, and
+ * what is longer than the time since its last launch went. */
 static void give_back(struct vcuda_ledger_card *all, struct vcuda_slot_card *own) {
     uint64_t owed = __atomic_exchange_n(&own->owed_ns, 0, __ATOMIC_RELAXED);
     uint64_t held = load_relaxed(&own->held_ns);
@@ -137,6 +148,16 @@ static void empty(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
     __atomic_store_n(&slot->in_use, 0, __ATOMIC_SEQ_CST);
 }
 
+/* A slot has become free. Counted in any case: whoever has just found all to be in use is to notice. */
+static void note_free(const struct vcuda_ledger_map *map, uint32_t index) {
+    uint32_t seen = __atomic_load_n(first_free(map), __ATOMIC_SEQ_CST), next;
+    do {
+        uint32_t low = seen & FREE_MASK;
+        next = ((seen & ~FREE_MASK) + FREE_ONE) | (index < low ? index : low);
+    } while (!__atomic_compare_exchange_n(first_free(map), &seen, next, false, __ATOMIC_SEQ_CST,
+                                          __ATOMIC_SEQ_CST));
+}
+
 /* Makes a dead process's slot look free; left for later where somebody is at it. */
 static bool tidy(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
     if (!__atomic_load_n(&vcuda_ledger_slot(map, index)->in_use, __ATOMIC_SEQ_CST) ||
@@ -144,8 +165,10 @@ static bool tidy(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
         return false;
     POINT("tidying");
     bool dead = !owned(fd, index);
-    if (dead)
+    if (dead) {
         empty(map, fd, index);
+        note_free(map, index);
+    }
     set_lock(fd, F_UNLCK, CLAIM_BYTES + index);
     return dead;
 }
@@ -193,23 +216,39 @@ uint32_t vcuda_ledger_reclaim(const struct vcuda_ledger_map *map) {
     return vcuda_ledger_reclaim_card(map, EVERY_CARD);
 }
 
+/* Those who have charged something, and are gone. Most groups of slots have no such owner. */
+static void reclaim_charged(const struct vcuda_ledger_map *map, int fd) {
+    uint64_t groups = load(charged_groups(map));
+    for (uint32_t group = 0; groups; group++, groups >>= 1)
+        for (uint32_t index = group; groups & 1 && index < slots_high(map); index += GROUPS)
+            if (load(&vcuda_ledger_slot(map, index)->charged) && !owned(fd, index))
+                reclaim_slot(map, fd, index);
+}
+
+/* Whether to look for the dead who charged nothing: one of those who start within a millisecond does. */
+static bool has_to_look(const struct vcuda_ledger_map *map) {
+    uint64_t now = sys_clock_ns(CLOCK_MONOTONIC) >> 20, last = load(looked(map));
+    return now != last && swap_if(looked(map), &last, now);
+}
+
 /* What a process does that starts: it looks at the slots whose owners have charged something. The kernel
- * looks at all locks to answer for one, so among hundreds that start at once, and hold nothing yet, it looks
- * at few of the others, from a place that chance gives. */
+ * looks at all locks to answer for one, so among hundreds that start at once, and hold nothing yet, only some
+ * look at the others, and at few of them, from a place that chance gives. */
 #define PATIENCE 4
 static void reclaim_some(const struct vcuda_ledger_map *map, int fd) {
+    reclaim_charged(map, fd);
     uint32_t high = slots_high(map), patience = PATIENCE;
-    uint32_t first = high ? (uint32_t)(sys_clock_ns(CLOCK_MONOTONIC) >> 8) % high : 0;
-    for (uint32_t step = 0; step < high; step++) {
+    if (high == 0 || !has_to_look(map))
+        return;
+    uint32_t first = chance(0) % high;
+    for (uint32_t step = 0; step < high && patience > 0; step++) {
         uint32_t index = (first + step) % high;
-        const struct vcuda_slot *slot = vcuda_ledger_slot(map, index);
-        bool charged = load(&slot->charged);
-        if (!charged && (patience == 0 || !in_use(slot)))
+        if (!in_use(vcuda_ledger_slot(map, index)))
             continue;
-        if (!owned(fd, index))
-            reclaim_slot(map, fd, index);
-        else if (!charged)
+        if (owned(fd, index))
             patience--;
+        else
+            reclaim_slot(map, fd, index);
     }
 }
 
@@ -298,24 +337,31 @@ void vcuda_ledger_close(struct vcuda_ledger_map *map) {
 
 /* From /proc/self/stat: the name, and field 22, clock ticks from boot to the process's start. Left empty and
  * 0 where they cannot be read. */
-static void name_self(struct vcuda_slot *slot) {
+static uint64_t read_stat(char *comm, size_t comm_bytes) {
     char text[512];
-    memset(slot->comm, 0, sizeof slot->comm);
-    slot->start_ticks = 0;
+    memset(comm, 0, comm_bytes);
     int fd = sys_open("/proc/self/stat", O_RDONLY);
     if (fd < 0)
-        return;
+        return 0;
     ssize_t got = sys_pread(fd, text, sizeof text - 1, 0);
     sys_close(fd);
     text[got > 0 ? got : 0] = 0;
     const char *name = strchr(text, '('), *field = strrchr(text, ')'); /* what is between may hold anything */
     if (!name || !field)
-        return;
+        return 0;
     size_t length = (size_t)(field - name - 1);
-    memcpy(slot->comm, name + 1, length < sizeof slot->comm ? length : sizeof slot->comm - 1);
+    memcpy(comm, name + 1, length < comm_bytes ? length : comm_bytes - 1);
     for (int number = 2; field && number < 22; number++)
         field = strchr(field + 1, ' ');
-    slot->start_ticks = field ? strtoull(field + 1, NULL, 10) : 0;
+    return field ? strtoull(field + 1, NULL, 10) : 0;
+}
+
+/* The process's name is its first thread's, which can say so without a file of /proc. */
+static void name_self(struct vcuda_slot *slot) {
+    char name[sizeof slot->comm] = {0};
+    if (syscall(SYS_gettid) != slot->pid || syscall(SYS_prctl, PR_GET_NAME, name, 0, 0, 0) != 0)
+        read_stat(name, sizeof name);
+    memcpy(slot->comm, name, sizeof slot->comm);
 }
 
 uint64_t vcuda_own_pid_namespace(void) {
@@ -328,15 +374,33 @@ uint64_t vcuda_own_pid_namespace(void) {
     return number ? strtoull(number + 1, NULL, 10) : 0;
 }
 
+/* The kernel makes a process's files of /proc when they are first looked at, which takes longer than any
+ * other step here. Readers ask for what they tell only where something is charged. */
+void vcuda_ledger_identify(const struct vcuda_ledger_map *map) {
+    struct vcuda_slot *slot = vcuda_ledger_slot(map, (uint32_t)map->slot);
+    char name[sizeof slot->comm];
+    store_relaxed(&slot->pid_ns, vcuda_own_pid_namespace());
+    store_relaxed(&slot->start_ticks, read_stat(name, sizeof name));
+}
+
+/* How many slots are allocated where the mark is at `high`: some at a time, first of all few. */
+static uint32_t allocated_at(uint32_t high) {
+    return high == 0 ? 0 : high <= 4 ? 4 : (high + 15) / 16 * 16;
+}
+
 /* Every slot below the new mark can be read afterwards without a fault; those below the old one could before.
- */
+ * The mark is never raised before all that goes with it is allocated. */
 static bool raise_high(const struct vcuda_ledger_map *map, int fd, uint32_t index) {
     uint32_t *high = &map->header->slots_high;
     uint32_t seen = __atomic_load_n(high, __ATOMIC_SEQ_CST);
-    for (uint32_t below = seen; below <= index; below++) {
-        uint64_t offset = (uint64_t)(map->slots - (char *)map->header) + (uint64_t)below * map->slot_bytes;
-        if (!vcuda_ledger_allocate(fd, offset, sizeof(struct vcuda_slot)))
+    uint32_t first = allocated_at(seen), end = allocated_at(index + 1);
+    end = end < map->slot_count ? end : map->slot_count;
+    if (seen <= index && first < end) {
+        uint64_t offset = (uint64_t)(map->slots - (char *)map->header) + (uint64_t)first * map->slot_bytes;
+        if (!vcuda_ledger_allocate(fd, offset, sizeof(struct vcuda_slot), map->slot_bytes, end - first))
             return false;
+        /* Then none of their owners waits for the file system when it first writes to its own. */
+        syscall(SYS_readahead, fd, offset, (size_t)(end - first) * map->slot_bytes);
     }
     while (seen < index + 1 &&
            !__atomic_compare_exchange_n(high, &seen, index + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
@@ -344,23 +408,41 @@ static bool raise_high(const struct vcuda_ledger_map *map, int fd, uint32_t inde
     return true;
 }
 
+static bool is_blank(struct vcuda_slot *slot) {
+    /* Written to before it is read: one page fault, not two. */
+    uint64_t any = __atomic_fetch_or(&slot->generation, 0, __ATOMIC_SEQ_CST);
+    const uint64_t *words = (const uint64_t *)slot;
+    for (size_t i = 0; i < sizeof *slot / sizeof *words; i++)
+        any |= load_relaxed(&words[i]);
+    return any == 0;
+}
+
 enum taken { TAKEN, OWNED, BUSY, NO_SPACE, NO_LOCKS };
 
 static enum taken take_claimed_slot(struct vcuda_ledger_map *map, int fd, uint32_t index) {
     struct vcuda_slot *slot = vcuda_ledger_slot(map, index);
-    if (owned(fd, index))
+    bool counted = index < slots_high(map);
+    if (counted && owned(fd, index))
         return OWNED;
     if (!raise_high(map, fd, index))
         return NO_SPACE;
     POINT("slot counted");
+    /* Whoever owned it once had claimed it, and had raised the mark above it, before. So what was not counted
+     * has no owner and is as it was made, unless somebody scribbled in the ledger. */
+    bool blank = !counted && is_blank(slot);
+    if (!counted && !blank && owned(fd, index))
+        return OWNED;
     /* The dead's charge goes before the slot has an owner: it would look like the owner's. */
-    empty(map, fd, index);
+    if (!blank)
+        empty(map, fd, index);
+    else
+        POINT("emptied");
     if (!set_lock(fd, F_WRLCK, OWNER_BYTES + index))
         return BUSY;
     POINT("slot owned");
     map->generation = __atomic_add_fetch(&slot->generation, 1, __ATOMIC_SEQ_CST);
     slot->pid = (int32_t)getpid();
-    slot->pid_ns = vcuda_own_pid_namespace();
+    slot->pid_ns = slot->start_ticks = 0; /* see vcuda_ledger_identify */
     name_self(slot);
     slot->attach_ns = sys_clock_ns(CLOCK_MONOTONIC);
     __atomic_store_n(&slot->in_use, 1, __ATOMIC_SEQ_CST);
@@ -379,31 +461,55 @@ static enum taken take_slot(struct vcuda_ledger_map *map, int fd, uint32_t index
     return taken;
 }
 
-/* First the slots that do not say they are in use: those of the living need not be tried. Then all. Slots
- * that nobody has counted yet are holes, not to be read. */
+/* The first slot that does not say it is in use: those of the living need not be tried. Slots that nobody has
+ * counted yet are holes, not to be read. Where others are at the same slots they are passed by, one the first
+ * time, then by steps of chance: many that start at once are not to try each slot one after the other. */
 static enum taken take_free_slot(struct vcuda_ledger_map *map, int fd) {
-    enum taken best = OWNED;
-    for (int pass = 0; pass < 2; pass++)
-        for (uint32_t index = 0; index < map->slot_count; index++) {
-            if (pass == 0 && index < slots_high(map) &&
-                __atomic_load_n(&vcuda_ledger_slot(map, index)->in_use, __ATOMIC_SEQ_CST))
-                continue;
-            enum taken taken = take_slot(map, fd, index);
-            if (taken == BUSY)
-                best = BUSY;
-            else if (taken != OWNED)
-                return taken;
+    uint32_t seen = __atomic_load_n(first_free(map), __ATOMIC_SEQ_CST), index = seen & FREE_MASK, spread = 1;
+    while (index < map->slot_count) {
+        if (index < slots_high(map) && in_use(vcuda_ledger_slot(map, index))) {
+            index++;
+            continue;
         }
+        enum taken taken = take_slot(map, fd, index);
+        if (taken == TAKEN && spread == 1) /* all from where it began are in use; kept if one became free */
+            __atomic_compare_exchange_n(first_free(map), &seen, (seen & ~FREE_MASK) | (index + 1), false,
+                                        __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+        if (taken != OWNED && taken != BUSY)
+            return taken;
+        index += 1 + chance(index) % spread;
+        spread = spread < MOST_SPREAD ? spread * 2 : spread;
+    }
+    return OWNED;
+}
+
+/* Where that leads to none: all. What says that a slot is in use may be out of date, and so may what says
+ * from where on there are free ones. */
+static enum taken take_one_of_all(struct vcuda_ledger_map *map, int fd) {
+    enum taken best = OWNED;
+    for (uint32_t index = 0; index < map->slot_count; index++) {
+        enum taken taken = take_slot(map, fd, index);
+        if (taken == TAKEN)
+            note_free(map, index); /* the next one is to begin here */
+        if (taken == BUSY)
+            best = BUSY;
+        else if (taken != OWNED)
+            return taken;
+    }
     return best;
 }
 
 static enum vcuda_ledger_status take_any_slot(struct vcuda_ledger_map *map, int fd) {
     enum taken taken = BUSY;
+    /* The header is written to before it is read: one page fault, not two. */
+    __atomic_fetch_or(&map->header->slots_high, 0, __ATOMIC_SEQ_CST);
     for (int tries = 0; taken == BUSY && tries < BUSY_TRIES; tries++) {
         if (tries)
             pause_us(1000);
         reclaim_some(map, fd);
         taken = take_free_slot(map, fd);
+        if (taken == OWNED || taken == BUSY)
+            taken = take_one_of_all(map, fd);
     }
     return taken == TAKEN      ? VCUDA_LEDGER_OK
            : taken == NO_SPACE ? VCUDA_LEDGER_NO_SPACE
@@ -417,8 +523,7 @@ static bool tried_mapping_keeps_locks(const struct vcuda_ledger_map *map, int fd
     int stranger = open_stranger(map, O_RDWR);
     if (stranger < 0)
         return false;
-    uint64_t chance = (sys_clock_ns(CLOCK_MONOTONIC) ^ (uint64_t)(uintptr_t)&chance) * 0x9e3779b97f4a7c15u;
-    uint64_t byte = CLAIM_BYTES + VCUDA_MAX_SLOTS + (chance >> 24);
+    uint64_t byte = CLAIM_BYTES + VCUDA_MAX_SLOTS + ((uint64_t)chance(0) << 16 | chance(1) >> 8);
     bool locked = set_lock(stranger, F_WRLCK, byte);
     void *page = mmap(NULL, 1, PROT_READ, MAP_SHARED, stranger, 0);
     sys_close(stranger);

@@ -15,6 +15,8 @@
 #include "plan.h"
 
 #define RATE_VALID_NS 1000000000 /* as long as nobody confirms it, a share in force holds */
+#define WITH_GATE 2              /* what rides along may add this part of its length, and pays for it */
+#define WITHOUT 8 /* and this where nobody waits: streams are few, so the debt that this makes is small */
 #define TOGETHER_NS 3000000
 #define LITTLE 50               /* having waited, nobody waits for another part of that, */
 #define LITTLE_NS 100000        /* and so much */
@@ -126,7 +128,7 @@ static bool ride(struct visit *visit, struct vcuda_plan *plan, uint64_t now_ns, 
     const struct vcuda_order *order = visit->order;
     uint64_t gate = gate_wait_ns(visit, plan, now_ns);
     struct vcuda_step step = vcuda_plan_look(plan, order->stream, now_ns + gate, length_ns, order->weight);
-    if (step.adds_ns > (gate ? length_ns / 2 : 0))
+    if (step.adds_ns > length_ns / (gate ? WITH_GATE : WITHOUT))
         return false;
     *paid_ns = scaled(step.adds_ns, slice_of(visit->grant), VCUDA_PPM);
     if (*paid_ns)
@@ -235,6 +237,8 @@ static uint64_t wait_for_it(const struct vcuda_share *share, int card, const str
     if (left > LONG_WAIT_NS) {
         vcuda_ledger_reclaim(&share->ledger);
         owed = others_owe(share, card, visit->slot);
+        now = refill(visit);
+        left = hold_ns(visit, together(visit, left_ns(visit, now, now - began, late), now));
     }
     __atomic_fetch_add(&visit->slot->waits, 1, __ATOMIC_RELAXED);
     while (left) {

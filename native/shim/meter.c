@@ -84,14 +84,16 @@ static struct vcuda_sample *take_sample(struct vcuda_stream_meter *meter, bool p
     context->events_left -= pair ? 2 : 1;
     bool held_up = __atomic_exchange_n(&meter->interrupted, false, __ATOMIC_RELAXED) ||
                    meter->interruptions != interruptions;
+    bool goes_on = meter->proven_ns && vcuda_clock_ns() - meter->proven_ns < VCUDA_CHAIN_NS;
     *sample = (struct vcuda_sample){.state = VCUDA_SAMPLE_OPEN,
                                     .meter = meter,
                                     .begin = begin,
                                     .end = end,
                                     .clean = !held_up,
-                                    .continuous = meter->outstanding > 0 && !held_up};
+                                    .continuous = (meter->outstanding > 0 || goes_on) && !held_up};
     meter->interruptions = interruptions;
     meter->outstanding++;
+    meter->sequence++;
     context->order[context->samples++] = index;
     return sample;
 }
@@ -100,12 +102,26 @@ static void finish(struct vcuda_sample *sample, bool good) {
     __atomic_store_n(&sample->state, good ? VCUDA_SAMPLE_PENDING : VCUDA_SAMPLE_DEAD, __ATOMIC_RELEASE);
 }
 
+/* What all streams of a context are expected to hold, if they ran one after the other. */
+static uint64_t held(const struct vcuda_context_meter *context) {
+    uint64_t sum = 0;
+    for (const struct vcuda_stream_meter *meter = context->streams; meter; meter = meter->next)
+        sum += vcuda_meter_pending(meter);
+    for (uint32_t i = 0; i < context->samples; i++) {
+        const struct vcuda_sample *sample = &context->sample[context->order[i]];
+        sum +=
+            sample->expected_ns + (sample->cost ? __atomic_load_n(&sample->cost->ns, __ATOMIC_RELAXED) : 0);
+    }
+    return sum;
+}
+
 /* Everything launched so far goes into the sample. */
 static void hand_over(struct vcuda_stream_meter *meter, struct vcuda_sample *sample) {
     uint64_t work = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
     sample->expected_ns = work > meter->settled_ns ? work - meter->settled_ns : 0;
     sample->unknown = meter->unknown;
     sample->charged_ns = vcuda_meter_take_charge(meter);
+    sample->ahead_ns = held(meter->context);
     meter->settled_ns = work;
     meter->unknown = 0;
 }
@@ -135,10 +151,10 @@ static bool open_sample(struct vcuda_share *share, struct vcuda_ticket *ticket) 
         __atomic_store_n(&meter->measure_ns, 0, __ATOMIC_RELAXED);
     }
     vcuda_meter_set_due(meter);
-    hand_over(meter, sample);
-    sample->busy = vcuda_real.cuStreamQuery(meter->stream) == CUDA_ERROR_NOT_READY;
     sample->cost = ticket->cost;
     sample->cost_key = ticket->cost->key;
+    hand_over(meter, sample);
+    sample->busy = vcuda_real.cuStreamQuery(meter->stream) == CUDA_ERROR_NOT_READY;
     ticket->sample = sample;
     return true;
 }
@@ -180,8 +196,14 @@ void vcuda_meter_open(struct vcuda_share *share, struct vcuda_ticket *ticket) {
 /* When it should be reached. */
 static void expect(struct vcuda_sample *sample) {
     struct vcuda_stream_meter *meter = sample->meter;
-    if (meter->card >= 0 && meter->paid_ns != VCUDA_UNLIMITED)
-        sample->until_ns = vcuda_limiter_end_of(meter->card, meter);
+    const struct vcuda_share *share = vcuda_share();
+    uint64_t now = vcuda_clock_ns();
+    if (!share || meter->card < 0 || meter->paid_ns == VCUDA_UNLIMITED)
+        return;
+    uint64_t planned = vcuda_limiter_end_of(meter->card, meter);
+    uint64_t alone = now + vcuda_limiter_measured_ns(share, meter->card, sample->ahead_ns);
+    sample->planned_ns = planned > now ? planned : 0;
+    sample->until_ns = planned > alone ? planned : alone;
     sample->moved_ns = meter->moved_ns;
 }
 

@@ -47,18 +47,21 @@ struct vcuda_stream_meter {
     CUstream stream;                 /* a handle, CU_STREAM_LEGACY or CU_STREAM_PER_THREAD */
     const void *thread;              /* whose, for the last */
     uint32_t outstanding;            /* samples that have not been read */
+    uint64_t sequence;               /* samples that were taken, ever */
     uint32_t interruptions;          /* vcuda_interruptions at its last sample */
-    uint64_t empty_ns;               /* host's clock: when it was last seen empty */
-    uint64_t earned_ns;              /* its work up to here has earned events */
-    uint64_t alone_from_ns;          /* host's clock: when its last measured launch was made */
-    uint64_t alone_ns;     /* what its last measured launch took by itself in an empty stream; 0 = that is
-                              not the last that is known of */
-    uint32_t last_cost_ns; /* of its last measured launch, for launches of unknown cost */
-    uint16_t skip;         /* launches of unknown cost to let pass: too many samples are outstanding */
-    uint16_t varies;       /* of 256: how much measured launches differ from what was expected of them */
-    uint8_t force;         /* launches to measure because a wait was longer than expected */
-    uint8_t blocked;       /* an older sample of it has not been reached: for one pass of the harvest */
-    vcuda_lock recording;  /* an event is being recorded in it by a thread that did not launch: stay alive */
+    uint64_t proven_ns;     /* host's clock: until then it is known to have been at work without a pause */
+    uint64_t carried_ns;    /* what it held when that began */
+    uint64_t empty_ns;      /* host's clock: when it was last seen empty */
+    uint64_t earned_ns;     /* its work up to here has earned events */
+    uint64_t alone_from_ns; /* host's clock: when its last measured launch was made */
+    uint64_t alone_ns;      /* what its last measured launch took by itself in an empty stream; 0 = that is
+                               not the last that is known of */
+    uint32_t last_cost_ns;  /* of its last measured launch, for launches of unknown cost */
+    uint16_t skip;          /* launches of unknown cost to let pass: too many samples are outstanding */
+    uint16_t varies;        /* of 256: how much measured launches differ from what was expected of them */
+    uint8_t force;          /* launches to measure because a wait was longer than expected */
+    uint8_t blocked;        /* an older sample of it has not been reached: for one pass of the harvest */
+    vcuda_lock recording;   /* an event is being recorded in it by a thread that did not launch: stay alive */
 } __attribute__((aligned(64)));
 
 struct vcuda_stream_entry {
@@ -142,6 +145,20 @@ struct vcuda_wait {
 };
 void vcuda_meter_wait(struct vcuda_share *share, struct vcuda_wait *wait);
 void vcuda_meter_waited(struct vcuda_share *share, const struct vcuda_wait *wait, CUresult result);
+/* Around a wait for an event: a stream that holds the same work after it was at work all the while. */
+#define VCUDA_WATCHED 8
+struct vcuda_watch {
+    uint64_t since_ns;
+    int count;
+    bool sole; /* no other stream of the context had work */
+    struct {
+        struct vcuda_stream_meter *meter;
+        uint64_t work_ns, unknown, sequence;
+    } stream[VCUDA_WATCHED];
+};
+void vcuda_meter_watch(struct vcuda_share *share, struct vcuda_watch *watch);
+void vcuda_meter_watched(struct vcuda_share *share, const struct vcuda_watch *watch);
+
 /* The stream is known to be empty: as if it had been waited for. */
 void vcuda_meter_idle(struct vcuda_share *share, CUstream stream, bool ptsz);
 /* Some work is known to have ended: read what has been measured in the current context; with `all`, also ask

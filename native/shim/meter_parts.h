@@ -12,6 +12,8 @@
 #define VCUDA_SAMPLES 64       /* of a context at a time */
 #define VCUDA_STREAM_SAMPLES 8 /* of a stream */
 #define VCUDA_EVENTS (2 * VCUDA_SAMPLES)
+#define VCUDA_VARIES 64 /* of 256: by how much launches differ where time that passed is believed instead */
+#define VCUDA_CHAIN_NS 50000  /* between two looks, for a stream not to have run dry in between */
 #define VCUDA_EVENTS_FREE 128 /* events that may be recorded before GPU time is earned for them */
 
 enum vcuda_sample_state {
@@ -37,7 +39,9 @@ struct vcuda_sample {
     uint64_t unknown;     /* launches of unknown cost among them */
     uint64_t charged_ns;  /* what was paid for all of these */
     uint64_t late_ns;     /* of that, since it should have been reached */
-    uint64_t until_ns;    /* when it is expected to be reached; 0 = not known */
+    uint64_t ahead_ns;    /* what the context's streams were expected to hold when it was opened */
+    uint64_t planned_ns;  /* when the plan has its stream's work end; 0 = nothing is planned */
+    uint64_t until_ns;    /* when it should have been reached at the latest; 0 = not known */
     int64_t moved_ns;     /* of its stream, when that was expected */
     uint64_t opened_ns;   /* host's clock: before the first event */
     uint64_t begun_ns;    /* in the middle of recording it */
@@ -57,12 +61,12 @@ struct vcuda_context_meter {
     uint64_t base_ns;
     int64_t lag_ns;                    /* of that clock behind the host's; 0 = not known */
     int64_t lag_least_ns, lag_most_ns; /* bounds of it, as far as is known */
+    int64_t notice_ns;                 /* what it usually takes to notice that a wait is over */
+    int64_t spread_ns;                 /* how far it usually is from that */
+    uint64_t earned_ns;                /* GPU time towards the next event */
+    uint64_t late_to_ns;               /* host's clock: up to here, work that was late has been paid for */
+    uint32_t events_left;              /* that may be recorded */
     uint32_t sms;
-    int64_t notice_ns;    /* what it usually takes to notice that a wait is over */
-    int64_t spread_ns;    /* how far it usually is from that */
-    uint32_t events_left; /* that may be recorded */
-    uint64_t earned_ns;   /* GPU time towards the next one */
-    uint64_t late_to_ns;  /* host's clock: up to here, work that was late has been paid for */
     uint32_t events, samples;
     CUevent event[VCUDA_EVENTS];  /* not in use */
     uint8_t order[VCUDA_SAMPLES]; /* samples in use, oldest first */
@@ -111,14 +115,18 @@ void vcuda_meter_harvest(struct vcuda_share *share, struct vcuda_context_meter *
 /* What a wait tells of the work that it waited for: it began about from_ns (host's clock) and took length_ns,
  * give or take doubt_ns. */
 struct vcuda_guess {
-    uint64_t from_ns; /* 0: nothing is known */
-    uint64_t length_ns, doubt_ns;
+    uint64_t from_ns;   /* 0 = not known */
+    uint64_t length_ns; /* 0 = not known */
+    uint64_t doubt_ns;
 };
 #define VCUDA_NOTHING ((struct vcuda_guess){0})
 /* Account what was launched in the stream and is in no sample, as having ended by now, and taken what is
  * expected unless the guess says that this cannot be. */
 void vcuda_meter_settle(struct vcuda_share *share, struct vcuda_stream_meter *meter,
                         struct vcuda_guess guess);
+/* The stream was at work from since_ns to now_ns (host's clock), and is empty now, or goes on. */
+void vcuda_meter_prove(struct vcuda_share *share, struct vcuda_stream_meter *meter, uint64_t since_ns,
+                       uint64_t now_ns, bool empty);
 /* A sample for the end of what the stream holds beyond its samples, where it cannot have run dry; else NULL.
  * To be recorded without the lock. */
 struct vcuda_sample *vcuda_meter_tail(struct vcuda_stream_meter *meter);

@@ -15,7 +15,6 @@
     4000000000          /* cuEventElapsedTime answers a float: within 4 s it is good to half a microsecond */
 #define DRIFT_NS 200000 /* by which the two clocks may part in that time */
 #define CLOCKS_NS 20000 /* by which the GPU's clock may be ahead of what it is taken for */
-#define VARIES 64       /* of 256: by how much launches of a kind differ where waits are believed instead */
 #define LATE_LEAST_NS 50000    /* by which work may be late: no more than a thread that woke up late */
 #define LATE_MOST_NS 250000000 /* that is paid for one sample before it has been reached */
 
@@ -129,9 +128,9 @@ static uint64_t before(struct vcuda_share *share, const struct vcuda_context_met
 static void adjust_plan(const struct vcuda_context_meter *context, const struct vcuda_sample *sample,
                         uint64_t end_ns) {
     struct vcuda_stream_meter *meter = sample->meter;
-    if (!sample->until_ns || !context->lag_ns)
+    if (!sample->planned_ns || !context->lag_ns)
         return;
-    uint64_t expected = sample->until_ns + (uint64_t)(meter->moved_ns - sample->moved_ns);
+    uint64_t expected = sample->planned_ns + (uint64_t)(meter->moved_ns - sample->moved_ns);
     int64_t later = (int64_t)(end_ns + (uint64_t)context->lag_ns - expected);
     meter->moved_ns += later;
     vcuda_limiter_move(context->card, meter, later);
@@ -233,6 +232,31 @@ void vcuda_meter_harvest(struct vcuda_share *share, struct vcuda_context_meter *
     context->samples = kept;
 }
 
+/* As long as one such time follows another, what the stream holds more than in the beginning has run in that
+ * time, if that can be: it counts instead of what was expected. */
+void vcuda_meter_prove(struct vcuda_share *share, struct vcuda_stream_meter *meter, uint64_t since_ns,
+                       uint64_t now_ns, bool empty) {
+    struct vcuda_context_meter *context = meter->context;
+    uint64_t work = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
+    uint64_t holds = work > meter->settled_ns ? work - meter->settled_ns : 0;
+    if (meter->proven_ns && since_ns - meter->proven_ns < VCUDA_CHAIN_NS)
+        since_ns = meter->proven_ns;
+    else
+        meter->carried_ns = holds;
+    uint64_t from = on_gpu(context, since_ns), to = on_gpu(context, now_ns);
+    if (!from || to <= from)
+        return;
+    meter->proven_ns = empty ? 0 : now_ns;
+    uint64_t more = empty ? holds : holds > meter->carried_ns ? holds - meter->carried_ns : 0;
+    uint64_t ran = vcuda_limiter_true_ns(share, meter->card, to - from);
+    meter->settled_ns = work - holds + (empty || more < ran ? more : ran);
+    if (empty)
+        meter->unknown = 0;
+    if (to > meter->last_end_ns)
+        meter->last_end_ns = to;
+    account(share, context, from, to, 0);
+}
+
 void vcuda_meter_settle(struct vcuda_share *share, struct vcuda_stream_meter *meter,
                         struct vcuda_guess guess) {
     struct vcuda_context_meter *context = meter->context;
@@ -252,7 +276,7 @@ void vcuda_meter_settle(struct vcuda_share *share, struct vcuda_stream_meter *me
     }
     if (!pending && !paid)
         return;
-    if (pending && guess.from_ns && meter->varies > VARIES &&
+    if (pending && guess.length_ns && meter->varies > VCUDA_VARIES &&
         (pending < guess.length_ns - guess.doubt_ns || pending > guess.length_ns + guess.doubt_ns))
         pending = guess.length_ns;
     /* When it ran is known only so far: it has ended by now, on the GPU's clock, and began after what came
@@ -295,9 +319,8 @@ uint64_t vcuda_meter_pay_late(struct vcuda_share *share, struct vcuda_context_me
         if (__atomic_load_n(&sample->state, __ATOMIC_ACQUIRE) != VCUDA_SAMPLE_PENDING || !sample->until_ns ||
             !sample->clean || meter->interrupted || meter->interruptions != interruptions)
             continue;
-        uint64_t until = sample->until_ns + (uint64_t)(meter->moved_ns - sample->moved_ns);
-        if (now > until + LATE_LEAST_NS)
-            late += pay_late(share, context, sample, until, now);
+        if (now > sample->until_ns + LATE_LEAST_NS)
+            late += pay_late(share, context, sample, sample->until_ns, now);
     }
     return late;
 }

@@ -9,6 +9,8 @@
 #define GAP_NS 20000        /* between two waits, a host's work that says nothing of the GPU's */
 #define PATIENCE_NS                                                                                          \
     250000000 /* for so long nothing else is launched that is as unknown as what is being measured */
+#define BLOCKED_NS 10000  /* a wait so short was none */
+#define STREAMS_ASKED 16  /* at most, whether they are empty, by a launch that waits */
 #define NOTICE_NS 1000000 /* longer than it takes to notice the end of a wait, but for accidents */
 
 static bool is_waited_for(const struct vcuda_stream_meter *meter, const struct vcuda_wait *wait) {
@@ -82,7 +84,7 @@ static struct vcuda_guess guess_of(const struct vcuda_context_meter *context,
     int64_t length = (int64_t)(waited_ns + gap / 2) - context->notice_ns;
     if (!meter->empty_ns || gap > waited_ns + GAP_NS)
         return VCUDA_NOTHING;
-    length = length > 0 ? length : 0;
+    length = length > 0 ? length : 1;
     return (struct vcuda_guess){wait->since_ns - gap / 2, (uint64_t)length,
                                 (uint64_t)(doubt < length ? doubt : length)};
 }
@@ -141,9 +143,79 @@ void vcuda_meter_look(struct vcuda_share *share, bool all) {
     vcuda_meter_harvest(share, context);
     for (struct vcuda_stream_meter *meter = all ? context->streams : NULL; meter; meter = meter->next)
         if (has_run_dry(meter))
-            vcuda_meter_settle(share, meter, VCUDA_NOTHING);
+            vcuda_meter_settle(share, meter,
+                               (struct vcuda_guess){.from_ns = meter->outstanding ? 0 : meter->empty_ns});
     vcuda_lock_give(&vcuda_meter_lock);
     vcuda_leave(&visit);
+}
+
+static bool is_held_up(const struct vcuda_stream_meter *meter) {
+    return __atomic_load_n(&meter->interrupted, __ATOMIC_RELAXED) ||
+           meter->interruptions != __atomic_load_n(&vcuda_interruptions, __ATOMIC_RELAXED);
+}
+
+void vcuda_meter_watch(struct vcuda_share *share, struct vcuda_watch *watch) {
+    struct vcuda_visit visit;
+    *watch = (struct vcuda_watch){0};
+    struct vcuda_context_meter *context = enter(share, NULL, &visit);
+    if (!context)
+        return;
+    int working = 0;
+    for (struct vcuda_stream_meter *meter = context->streams; meter; meter = meter->next)
+        working += meter->outstanding > 0 || vcuda_meter_holds_more(meter);
+    watch->sole = working == 1;
+    for (struct vcuda_stream_meter *meter = context->streams; meter && watch->count < VCUDA_WATCHED;
+         meter = meter->next)
+        if (meter->key && vcuda_meter_holds_more(meter) && vcuda_is_ours(meter) && !is_held_up(meter) &&
+            meter->varies > VCUDA_VARIES) {
+            watch->stream[watch->count].meter = meter;
+            watch->stream[watch->count].work_ns = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
+            watch->stream[watch->count].unknown = meter->unknown;
+            watch->stream[watch->count++].sequence = meter->sequence;
+        }
+    vcuda_lock_give(&vcuda_meter_lock);
+    vcuda_leave(&visit);
+    watch->since_ns = watch->count ? vcuda_clock_ns() : 0;
+}
+
+void vcuda_meter_watched(struct vcuda_share *share, const struct vcuda_watch *watch) {
+    struct vcuda_visit visit;
+    uint64_t now = vcuda_clock_ns();
+    if (!watch->count || now - watch->since_ns < BLOCKED_NS)
+        return;
+    struct vcuda_context_meter *context = enter(share, NULL, &visit);
+    if (!context)
+        return;
+    uint64_t waited = now - watch->since_ns,
+             notice = context->notice_ns > 0 ? (uint64_t)context->notice_ns : 0;
+    for (struct vcuda_stream_meter *meter = context->streams; meter; meter = meter->next)
+        for (int i = 0; i < watch->count; i++)
+            if (meter == watch->stream[i].meter && meter->key &&
+                meter->sequence == watch->stream[i].sequence && meter->unknown == watch->stream[i].unknown &&
+                __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED) == watch->stream[i].work_ns &&
+                !is_held_up(meter) && vcuda_meter_captures(meter->stream, false) == VCUDA_CAPTURES_NOT) {
+                if (vcuda_real.cuStreamQuery(meter->stream) == CUDA_ERROR_NOT_READY)
+                    vcuda_meter_prove(share, meter, watch->since_ns, now, false);
+                else if (watch->sole && waited > 3 * notice) /* whose end was noticed just now? */
+                    vcuda_meter_prove(share, meter, watch->since_ns, now - (uint64_t)context->notice_ns,
+                                      true);
+            }
+    vcuda_lock_give(&vcuda_meter_lock);
+    vcuda_leave(&visit);
+}
+
+/* What ran in streams that are empty now did so since they were last seen empty: as early as could be, where
+ * other streams ran too. */
+static void settle_dry(struct vcuda_share *share, struct vcuda_context_meter *context) {
+    int asked = 0;
+    for (struct vcuda_stream_meter *meter = context->streams; meter; meter = meter->next) {
+        if (meter->outstanding)
+            continue;
+        if (vcuda_meter_holds_more(meter) && asked++ < STREAMS_ASKED && has_run_dry(meter))
+            vcuda_meter_settle(share, meter, (struct vcuda_guess){.from_ns = meter->empty_ns});
+        else if (!vcuda_meter_holds_more(meter))
+            meter->empty_ns = vcuda_clock_ns();
+    }
 }
 
 uint64_t vcuda_meter_late(struct vcuda_share *share, struct vcuda_stream_meter *meter) {
@@ -157,10 +229,7 @@ uint64_t vcuda_meter_late(struct vcuda_share *share, struct vcuda_stream_meter *
         bool own =
             (uintptr_t)meter->stream > 2 || !visit.pushed; /* default streams are the current context's */
         tail = own ? vcuda_meter_tail(meter) : NULL;
-        if (own && !tail && !meter->outstanding && has_run_dry(meter))
-            vcuda_meter_settle(share, meter, VCUDA_NOTHING);
-        if (!meter->outstanding && !vcuda_meter_holds_more(meter))
-            meter->empty_ns = vcuda_clock_ns();
+        settle_dry(share, meter->context);
         late = vcuda_meter_pay_late(share, meter->context);
         vcuda_lock_give(&vcuda_meter_lock);
         if (tail)

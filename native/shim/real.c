@@ -45,19 +45,23 @@ static struct {
     unsigned int count;
     struct vcuda_object object[MOST_DRIVERS];
     enum kind kind[MOST_DRIVERS];
+    bool needed[KIND_NVML + 1]; /* by the program itself: never unloaded */
 } drivers;
 
 static int remember_driver(struct dl_phdr_info *info, size_t size, void *data) {
     struct vcuda_object object;
+    bool *program = data; /* which comes first */
+    bool readable = vcuda_object_open(&object, info);
     (void)size;
-    (void)data;
-    if (!vcuda_object_open(&object, info) || drivers.count == MOST_DRIVERS)
-        return 0;
-    for (enum kind kind = KIND_CUDA; kind <= KIND_NVML; kind++)
-        if (is_of_kind(&object, kind)) {
+    for (enum kind kind = KIND_CUDA; kind <= KIND_NVML; kind++) {
+        if (*program)
+            drivers.needed[kind] = readable && vcuda_object_needs(&object, sonames[kind]);
+        if (readable && drivers.count < MOST_DRIVERS && is_of_kind(&object, kind)) {
             drivers.object[drivers.count] = object;
             drivers.kind[drivers.count++] = kind;
         }
+    }
+    *program = false;
     return 0;
 }
 
@@ -73,8 +77,9 @@ static int visit_drivers(struct dl_phdr_info *info, size_t size, void *data) {
     struct visit *visit = data;
     (void)size;
     if (!drivers.looked || info->dlpi_adds != drivers.loads || info->dlpi_subs != drivers.unloads) {
+        bool program = true;
         drivers.count = 0;
-        dl_iterate_phdr(remember_driver, NULL);
+        dl_iterate_phdr(remember_driver, &program);
         drivers.loads = info->dlpi_adds;
         drivers.unloads = info->dlpi_subs;
         drivers.looked = true;
@@ -123,20 +128,31 @@ bool vcuda_is_drivers(unsigned int index, const void *address) {
 
 /* ---- a function is called ---- */
 
+static void find_needed(struct visit *visit) {
+    for (unsigned int i = 0; i < drivers.count; i++)
+        if (drivers.kind[i] == (enum kind)visit->index && drivers.needed[visit->index])
+            visit->result = visit;
+}
+
 static bool pin_driver(enum kind kind) {
     static bool pinned[KIND_NVML + 1];
     if (__atomic_load_n(&pinned[kind], __ATOMIC_ACQUIRE))
         return true;
-    const struct vcuda_genuine *linker = vcuda_genuine();
-    /* Two threads that come here at once take two references: neither is ever given back. */
-    if (!linker->dlopen || !linker->dlopen(sonames[kind], 1 /* RTLD_LAZY, local */))
-        return false;
+    struct visit visit = {.act = find_needed, .index = kind};
+    dl_iterate_phdr(visit_drivers, &visit);
+    if (!visit.result) {
+        const struct vcuda_genuine *linker = vcuda_genuine();
+        /* Two threads that come here at once take two references: neither is ever given back. */
+        if (!linker->dlopen || !linker->dlopen(sonames[kind], 1 /* RTLD_LAZY, local */))
+            return false;
+    }
     __atomic_store_n(&pinned[kind], true, __ATOMIC_RELEASE);
     return true;
 }
 
 void *vcuda_real_find(unsigned int index) {
-    uintptr_t known = __atomic_load_n(&found[index], __ATOMIC_ACQUIRE);
+    /* Written to before it is read: one page fault, not two. */
+    uintptr_t known = __atomic_fetch_or(&found[index], 0, __ATOMIC_ACQ_REL);
     if (!known) {
         if (!pin_driver(kind_of(index)))
             return NULL; /* asked again with the next call: a driver may turn up */

@@ -12,6 +12,7 @@ static uintptr_t address_of(uintptr_t base, uintptr_t value) {
 /* NOLINTBEGIN(performance-no-int-to-ptr): this is about addresses */
 static bool read_dynamic(struct vcuda_object *object, const ElfW(Dyn) * dynamic) {
     uintptr_t base = object->base, soname = 0;
+    object->dynamic = dynamic;
     for (; dynamic->d_tag != DT_NULL; dynamic++) {
         uintptr_t value = dynamic->d_un.d_ptr;
         switch (dynamic->d_tag) {
@@ -63,6 +64,13 @@ const struct vcuda_object *vcuda_object_self(void) {
         __atomic_store_n(&ready, 1, __ATOMIC_RELEASE);
     }
     return &self;
+}
+
+bool vcuda_object_needs(const struct vcuda_object *object, const char *name) {
+    for (const ElfW(Dyn) *entry = object->dynamic; entry->d_tag != DT_NULL; entry++)
+        if (entry->d_tag == DT_NEEDED && strcmp(object->strings + entry->d_un.d_val, name) == 0)
+            return true;
+    return false;
 }
 
 bool vcuda_object_holds(const struct vcuda_object *object, const void *address) {

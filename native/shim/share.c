@@ -58,24 +58,43 @@ static bool all_whole(const struct vcuda_grant_map *grant) {
     return true;
 }
 
-/* Caller holds share_lock. */
-static CUresult open_grant(void) {
-    if (grant_opened)
-        return CUDA_SUCCESS;
-    const char *dir = grant_dir();
-    if (!dir)
-        return CUDA_SUCCESS;
-    char path[300], why[512];
-    if (snprintf(path, sizeof path, "%s/grant", dir) >= (int)sizeof path) {
-        say("the grant's directory has too long a name; CUDA is not available here");
-        return VCUDA_ERROR_INIT;
+/* DIR/NAME, or false: it is too long. Without printf, whose code would have to be mapped first. */
+#define PATH_BYTES 300
+static bool path_in(char *path, const char *dir, const char *name) {
+    size_t length = strlen(dir), name_bytes = strlen(name) + 1;
+    if (length + 1 + name_bytes > PATH_BYTES)
+        return false;
+    memcpy(path, dir, length + 1);
+    path[length] = '/';
+    memcpy(path + length + 1, name, name_bytes);
+    return true;
+}
+
+static bool open_grant_in(const char *dir, struct vcuda_grant_map *grant, char *why, size_t why_bytes) {
+    char path[PATH_BYTES];
+    if (!path_in(path, dir, "grant")) {
+        snprintf(why, why_bytes, "the grant's directory has too long a name");
+        return false;
     }
-    if (vcuda_grant_open(&the_share.grant, path, why, sizeof why) != VCUDA_GRANT_OK) {
+    return vcuda_grant_open(grant, path, why, why_bytes) == VCUDA_GRANT_OK;
+}
+
+/* Caller holds share_lock, and has opened the grant. */
+static void keep_grant(void) {
+    the_share.whole = all_whole(&the_share.grant);
+    grant_opened = true;
+}
+
+/* Caller holds share_lock. */
+static CUresult open_grant(const char *dir) {
+    char why[512];
+    if (grant_opened || !dir)
+        return CUDA_SUCCESS;
+    if (!open_grant_in(dir, &the_share.grant, why, sizeof why)) {
         say("%s; CUDA is not available here", why);
         return VCUDA_ERROR_INIT;
     }
-    the_share.whole = all_whole(&the_share.grant);
-    grant_opened = true;
+    keep_grant();
     return CUDA_SUCCESS;
 }
 
@@ -84,18 +103,19 @@ enum vcuda_mode vcuda_share_mode(void) {
     int mode = __atomic_load_n(&known, __ATOMIC_ACQUIRE);
     if (mode >= 0)
         return (enum vcuda_mode)mode;
+    /* Kept for cuInit, but where that is at it: the driver it loads may ask this too. */
+    bool locked = vcuda_lock_try(&share_lock);
+    struct vcuda_grant_map mine, *grant = locked ? &the_share.grant : &mine;
     const char *dir = grant_dir();
-    mode = dir ? VCUDA_MODE_LIMITED : VCUDA_MODE_NONE;
-    if (dir) {
-        char path[300];
-        struct vcuda_grant_map grant;
-        if (snprintf(path, sizeof path, "%s/grant", dir) < (int)sizeof path &&
-            vcuda_grant_open(&grant, path, NULL, 0) == VCUDA_GRANT_OK) {
-            if (all_whole(&grant))
-                mode = VCUDA_MODE_WHOLE;
-            vcuda_grant_close(&grant);
-        }
-    }
+    char why[512]; /* cuInit says it */
+    bool sound = dir && ((locked && grant_opened) || open_grant_in(dir, grant, why, sizeof why));
+    mode = !dir ? VCUDA_MODE_NONE : sound && all_whole(grant) ? VCUDA_MODE_WHOLE : VCUDA_MODE_LIMITED;
+    if (sound && locked)
+        keep_grant();
+    else if (sound)
+        vcuda_grant_close(grant);
+    if (locked)
+        vcuda_lock_give(&share_lock);
     __atomic_store_n(&known, mode, __ATOMIC_RELEASE);
     return (enum vcuda_mode)mode;
 }
@@ -139,9 +159,15 @@ static void say_ledger(enum vcuda_ledger_status status, const struct vcuda_ledge
 
 /* "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx" without its prefix, which for a MIG instance is another. */
 static void uuid_text(const CUuuid *uuid, char text[37]) {
-    const unsigned char *b = (const unsigned char *)uuid->bytes;
-    snprintf(text, 37, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
-             b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+    static const char digits[] = "0123456789abcdef";
+    for (int i = 0; i < 16; i++) {
+        unsigned char byte = (unsigned char)uuid->bytes[i];
+        *text++ = digits[byte >> 4];
+        *text++ = digits[byte & 15];
+        if (i == 3 || i == 5 || i == 7 || i == 9)
+            *text++ = '-';
+    }
+    *text = 0;
 }
 
 static bool driver_knows(CUdevice device, CUuuid *uuid) {
@@ -192,7 +218,8 @@ static void forget_in_child(void) {
 }
 
 static const uint32_t *make_fork_mark(void) {
-    uint32_t *mark = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint32_t *mark =
+        mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (mark == MAP_FAILED)
         return NULL;
     madvise(mark, 4096, MADV_WIPEONFORK); /* where it is refused, pthread_atfork is left */
@@ -201,7 +228,7 @@ static const uint32_t *make_fork_mark(void) {
 }
 
 /* Caller holds share_lock. */
-static CUresult enter_ledger(void) {
+static CUresult enter_ledger(const char *dir) {
     if (the_share.alive && !*the_share.alive) /* a child made by a raw clone, which runs no fork handlers */
         forget_in_child();
     if (!grant_opened || the_share.ledger.header)
@@ -210,24 +237,27 @@ static CUresult enter_ledger(void) {
     if (!fork_handler)
         fork_handler = pthread_atfork(NULL, NULL, forget_in_child) == 0;
     the_share.alive = make_fork_mark();
-    const char *dir = grant_dir();
-    char path[300];
-    if (!the_share.alive || !dir || snprintf(path, sizeof path, "%s/ledger", dir) >= (int)sizeof path) {
+    char path[PATH_BYTES];
+    if (!the_share.alive || !dir || !path_in(path, dir, "ledger")) {
         say("out of memory, or the grant has gone; CUDA is not available here");
         return VCUDA_ERROR_INIT;
     }
     enum vcuda_ledger_status status = vcuda_ledger_attach(&the_share.ledger, path);
-    if (status == VCUDA_LEDGER_OK)
+    if (status == VCUDA_LEDGER_OK) {
+        if (the_share.whole) /* nothing is ever charged there */
+            vcuda_ledger_identify(&the_share.ledger);
         return CUDA_SUCCESS;
+    }
     say_ledger(status, &the_share.ledger, path, errno);
     return VCUDA_ERROR_INIT;
 }
 
 CUresult vcuda_share_prepare(void) {
     vcuda_lock_take(&share_lock);
-    CUresult result = open_grant();
+    const char *dir = grant_dir();
+    CUresult result = open_grant(dir);
     if (result == CUDA_SUCCESS)
-        result = enter_ledger();
+        result = enter_ledger(dir);
     vcuda_lock_give(&share_lock);
     return result;
 }
@@ -266,11 +296,11 @@ bool vcuda_share_view(const struct vcuda_view **view) {
     static bool open;
     vcuda_lock_take(&share_lock);
     const char *dir = open ? NULL : grant_dir();
-    char path[300];
-    if (dir && snprintf(path, sizeof path, "%s/grant", dir) < (int)sizeof path &&
+    char path[PATH_BYTES];
+    if (dir && path_in(path, dir, "grant") &&
         vcuda_grant_open(&the_view.grant, path, NULL, 0) == VCUDA_GRANT_OK) {
-        snprintf(path, sizeof path, "%s/ledger", dir);
-        open = vcuda_ledger_open(&the_view.ledger, path, false) == VCUDA_LEDGER_OK;
+        open = path_in(path, dir, "ledger") &&
+               vcuda_ledger_open(&the_view.ledger, path, false) == VCUDA_LEDGER_OK;
         if (!open)
             vcuda_grant_close(&the_view.grant);
     }

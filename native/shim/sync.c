@@ -41,11 +41,16 @@ VCUDA_EXPORT CUresult cuCtxSynchronize_v2(CUcontext ctx) {
     WAIT(vcuda_real.cuCtxSynchronize_v2(ctx), .context = ctx);
 }
 
-/* An event says nothing about what was launched behind it. */
+/* An event says nothing about what was launched behind it, but that it is not over if it still is there. */
 VCUDA_EXPORT CUresult cuEventSynchronize(CUevent hEvent) {
-    CUresult result = vcuda_real.cuEventSynchronize(hEvent);
     struct vcuda_share *share = own_share();
-    if (share && result == CUDA_SUCCESS) {
+    struct vcuda_watch watch;
+    if (!share)
+        return vcuda_real.cuEventSynchronize(hEvent);
+    vcuda_meter_watch(share, &watch);
+    CUresult result = vcuda_real.cuEventSynchronize(hEvent);
+    if (result == CUDA_SUCCESS) {
+        vcuda_meter_watched(share, &watch);
         vcuda_meter_look(share, true);
         vcuda_synchronised();
     }

@@ -108,8 +108,8 @@ struct capability {
 };
 
 static const struct capability capabilities[] = {
-    {70, 96, 32, 2},   {75, 64, 16, 32},  {80, 164, 32, 2},
-    {86, 100, 16, 64}, {89, 100, 24, 64}, {90, 228, 32, 2},
+    {70, 96, 32, 2},   {75, 64, 16, 32}, {80, 164, 32, 2},   {86, 100, 16, 64},
+    {89, 100, 24, 64}, {90, 228, 32, 2}, {120, 100, 24, 64},
 };
 
 static const struct capability *capability_of(const struct sim_model *model) {

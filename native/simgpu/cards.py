@@ -23,6 +23,7 @@ FALLBACK = {
         "8.9": "864",
         "9.0": "3350",
         "10.0": "8000",
+        "12.0": "1792",
     },
 }
 """What stands in for a `?`: a plain value, or one for each compute capability."""

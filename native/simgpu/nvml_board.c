@@ -70,6 +70,9 @@ static const struct sim_board boards[] = {
     /* GB200 */
     {0x2941, NVIDIA, SIM_PASSIVE, SIM_IDLE_P0, 5, 18, 5, 1200, 200, 170, 3996, 120, 8192, 92, 89, 87, 95,
      "699-2G548-0201-830", "97.00.B9.00.3A", "G548.0201.00.06"},
+    /* RTX PRO 6000 Blackwell Server Edition */
+    {0x2bb5, NVIDIA, SIM_PASSIVE, SIM_IDLE_P8, 5, 0, 0, 600, 300, 32, 12481, 180, 512, 98, 95, 92, 0,
+     "900-2G153-0000-000", "98.02.81.00.04", "G153.0200.00.01"},
 };
 /* clang-format on */
 
@@ -78,7 +81,8 @@ static const struct {
     uint32_t capability; /* 10 * major + minor, at least */
     uint16_t pci_device_id;
 } generations[] = {
-    {100, 0x2901}, {90, 0x2331}, {89, 0x27b8}, {86, 0x2236}, {80, 0x20f1}, {75, 0x1eb8}, {0, 0x1db1},
+    {120, 0x2bb5}, {100, 0x2901}, {90, 0x2331}, {89, 0x27b8},
+    {86, 0x2236},  {80, 0x20f1},  {75, 0x1eb8}, {0, 0x1db1},
 };
 
 static const struct sim_board *find(uint32_t id) {

@@ -1,16 +1,8 @@
 /* NVML of the simulated machine: how a card is used, its memory, its time and its processes. */
-#include <time.h>
-
 #include "nvml_common.h"
 
 #define NO_INSTANCE 0xffffffffU
 #define MIB ((unsigned long long)1 << 20)
-
-static uint64_t wall_us(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
 
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
     struct sim_nvml_card card;
@@ -86,7 +78,7 @@ LIST(nvmlDeviceGetMPSComputeRunningProcesses, nvmlProcessInfo_v1_t, false, )
 LIST(nvmlDeviceGetMPSComputeRunningProcesses_v2, nvmlProcessInfo_v2_t, false, WITH_INSTANCES)
 LIST(nvmlDeviceGetMPSComputeRunningProcesses_v3, nvmlProcessInfo_t, false, WITH_INSTANCES)
 
-/* One sample per process that has used the card in the last interval. */
+/* One sample per process that has used the card in the last whole interval, of that interval's end. */
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
                                                         nvmlProcessUtilizationSample_t *samples,
                                                         unsigned int *count,
@@ -95,14 +87,16 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
     nvmlReturn_t result = sim_nvml_look(device, count, &card);
     if (result != NVML_SUCCESS)
         return result;
-    uint64_t now = wall_us();
+    struct sim_nvml_sample past[SIM_NVML_SAMPLES];
+    uint32_t known = sim_nvml_samples(card.index, past);
+    uint64_t end_us = known ? past[known - 1].end_us : 0;
     unsigned int room = samples ? *count : 0, found = 0;
-    for (uint32_t i = 0; i < card.process_count && now > lastSeenTimeStamp; i++) {
+    for (uint32_t i = 0; i < card.process_count && end_us > lastSeenTimeStamp; i++) {
         if (!card.processes[i].sm_percent)
             continue;
         if (found < room)
             samples[found] = (nvmlProcessUtilizationSample_t){.pid = (unsigned int)card.processes[i].pid,
-                                                              .timeStamp = now,
+                                                              .timeStamp = end_us,
                                                               .smUtil = card.processes[i].sm_percent};
         found++;
     }

@@ -1,5 +1,12 @@
-/* simgpu-stat: the simulated machine as JSON, for tests and tools. Looks only, and joins nothing. */
+/*
+ * simgpu-stat: the simulated machine as JSON, for tests and tools. Looks only, and joins nothing.
+ *
+ * `simgpu-stat SECONDS` looks again and again, a line each time, until its output is closed. A card's now_ns
+ * is the instant (CLOCK_MONOTONIC) as of which its counts are exact, however late the look was.
+ */
 #include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
 
 #include "machine.h"
 
@@ -22,37 +29,65 @@ static void print_processes(const struct sim_machine *machine, const struct sim_
     }
 }
 
-static void print_card(const struct sim_machine *machine, uint32_t index) {
+static void print_card(const struct sim_machine *machine, uint32_t index, const char *separator) {
     const struct sim_card *card = &machine->cards[index];
-    printf("%s\n  {\"index\": %u, \"uuid\": \"", index ? "," : "", index);
+    printf("%s%s{\"index\": %u, \"uuid\": \"", index ? "," : "", separator, index);
     print_uuid(card->uuid);
     printf("\", \"name\": \"%s\", \"total\": %llu, \"reserved\": %llu, \"used\": %llu, \"peak\": %llu, "
-           "\"busy_ns\": %llu, \"lost\": %s, \"processes\": [",
+           "\"now_ns\": %llu, \"busy_ns\": %llu, \"lost\": %s, \"processes\": [",
            card->model.name, (unsigned long long)card->model.memory_bytes,
            (unsigned long long)card->model.reserved_bytes, (unsigned long long)card->used_bytes,
-           (unsigned long long)card->peak_bytes, (unsigned long long)card->timeline.busy_ns,
-           card->lost ? "true" : "false");
+           (unsigned long long)card->peak_bytes, (unsigned long long)card->timeline.now_ns,
+           (unsigned long long)card->timeline.busy_ns, card->lost ? "true" : "false");
     print_processes(machine, card);
     printf("]}");
 }
 
-int main(void) {
-    static char text[1 << 20]; /* nothing is written while the machine is locked: a reader may be slow */
-    const char *why;
-    setvbuf(stdout, text, _IOFBF, sizeof text);
-    struct sim_machine *machine = sim_machine_open(&why);
-    if (!machine) {
-        fprintf(stderr, "simgpu-stat: %s (%s)\n", why, sim_machine_directory());
-        return 1;
-    }
+static void look(struct sim_machine *machine, const char *separator) {
     sim_machine_lock();
     sim_machine_reap();
     for (uint32_t i = 0; i < machine->card_count; i++)
         sim_timeline_advance(&machine->cards[i].timeline, sim_now_ns());
     printf("{\"driver\": \"%s\", \"cuda\": %u, \"cards\": [", machine->driver_version, machine->cuda_version);
     for (uint32_t i = 0; i < machine->card_count; i++)
-        print_card(machine, i);
-    printf("\n]}\n");
+        print_card(machine, i, separator);
+    printf("%s]}\n", *separator == ' ' ? "" : "\n");
     sim_machine_unlock();
+}
+
+/* At whole multiples of the interval, whatever a look takes. */
+static void look_every(struct sim_machine *machine, uint64_t interval_ns) {
+    uint64_t next_ns = sim_now_ns();
+    for (;;) {
+        look(machine, " ");
+        if (fflush(stdout) != 0)
+            return;
+        uint64_t now_ns = sim_now_ns();
+        next_ns += interval_ns;
+        if (next_ns < now_ns)
+            next_ns = now_ns;
+        struct timespec until = {(time_t)(next_ns / 1000000000), (long)(next_ns % 1000000000)};
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
+    }
+}
+
+int main(int argc, char **argv) {
+    static char text[1 << 20]; /* nothing is written while the machine is locked: a reader may be slow */
+    double seconds = argc == 2 ? strtod(argv[1], NULL) : 0;
+    const char *why;
+    if (argc > 2 || (argc == 2 && !(seconds >= 0.001 && seconds <= 3600))) {
+        fprintf(stderr, "usage: simgpu-stat [SECONDS, 0.001 to 3600]\n");
+        return 2;
+    }
+    setvbuf(stdout, text, _IOFBF, sizeof text);
+    struct sim_machine *machine = sim_machine_open(&why);
+    if (!machine) {
+        fprintf(stderr, "simgpu-stat: %s (%s)\n", why, sim_machine_directory());
+        return 1;
+    }
+    if (seconds > 0)
+        look_every(machine, (uint64_t)(seconds * 1e9));
+    else
+        look(machine, "\n  ");
     return 0;
 }

@@ -102,7 +102,7 @@ PROMISE(each_wrong_value_is_refused_and_named) {
         HEAD(magic, 0, VCUDA_GRANT_GARBAGE, "not a grant"),
         HEAD(magic, VCUDA_LEDGER_MAGIC, VCUDA_GRANT_GARBAGE, "not a grant"),
         HEAD(abi_major, 2, VCUDA_GRANT_VERSION, "ABI version 2.1, this library 1.1"),
-        HEAD(abi_major, 0, VCUDA_GRANT_VERSION, "ABI version 0.0"),
+        HEAD(abi_major, 0, VCUDA_GRANT_VERSION, "ABI version 0.1"),
         HEAD(header_bytes, 0, VCUDA_GRANT_GARBAGE, "contradicts itself"),
         HEAD(header_bytes, 255, VCUDA_GRANT_GARBAGE, "contradicts itself"),
         HEAD(header_bytes, 257, VCUDA_GRANT_GARBAGE, "contradicts itself"),

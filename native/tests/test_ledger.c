@@ -315,6 +315,28 @@ PROMISE(many_short_lives_use_few_slots) {
     CHECK_EQUAL(map.header->slots_high, 1);
 }
 
+PROMISE(a_dead_processs_slot_is_the_next_ones) {
+    new_ledger(0);
+    struct puppet *puppets[70];
+    for (uint32_t i = 0; i < 70; i++) {
+        puppets[i] = attached_puppet(ledger_path);
+        CHECK_EQUAL(puppets[i]->map->slot, i);
+    }
+    CHECK_EQUAL(ask(puppets[66], RESERVE, LIMIT, LIMIT), true); /* beyond the first of its group of slots */
+    CHECK_EQUAL(ask(puppets[3], RESERVE, 0, LIMIT), true);
+    kill_and_wait(puppets[66]->pid);
+    kill_and_wait(puppets[3]->pid);
+    const int64_t slots[] = {3, 66, 70};
+    for (int i = 0; i < 3; i++) {
+        struct vcuda_ledger_map map = attached(ledger_path); /* left open: it is to live on */
+        CHECK_EQUAL(map.slot, slots[i]);
+        CHECK_EQUAL(used(&map), 0);
+    }
+    for (int i = 0; i < 70; i++)
+        if (i != 3 && i != 66)
+            put_away(puppets[i]);
+}
+
 PROMISE(a_restarted_container_finds_its_old_ledger_as_good_as_new) {
     new_ledger(0);
     struct puppet *puppets[4];
@@ -353,6 +375,15 @@ PROMISE(scribbling_in_the_ledger_crashes_nobody_and_opens_no_hole) {
         CHECK(held <= LIMIT);
         vcuda_ledger_close(&map);
     }
+}
+
+PROMISE(what_was_scribbled_into_a_slot_that_nobody_had_is_nobodys_charge) {
+    new_ledger(0);
+    struct vcuda_ledger_map map = observer(ledger_path);
+    vcuda_ledger_slot(&map, 0)->cards[CARD].word = 100;
+    struct vcuda_ledger_map own = attached(ledger_path);
+    CHECK_EQUAL(own.slot, 0);
+    CHECK_EQUAL(used(&own), 0);
 }
 
 PROMISE(a_ledger_is_made_whole_or_not_at_all) {

@@ -10,6 +10,7 @@
  *
  * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c -DVCUDA_LEDGER_POINTS
  */
+#include "ledger_parts.h"
 #include "ledger_puppet.h"
 
 #define LIMIT 100
@@ -312,6 +313,7 @@ static void death_under_a_claim(const char *point, int signal) {
     struct vcuda_ledger_map map;
     CHECK_EQUAL(vcuda_ledger_open(&map, ledger_path, true), VCUDA_LEDGER_OK);
     vcuda_ledger_slot(&map, 0)->in_use = 0; /* as if it had just died: the newcomer tries this slot first */
+    *first_free(&map) = 0;
     stopped_at(newcomer, "slot claimed", is(point, "slot claimed") ? signal : SIGSTOP, ATTACH, 0);
     kill_and_wait(dead->pid);
     if (!is(point, "slot claimed")) {

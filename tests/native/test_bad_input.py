@@ -166,7 +166,7 @@ BROKEN_GRANTS = {
     "text": (_write(b"memory: 4GiB\n" * 50), "not a grant"),
     "a later ABI version": (
         _number(offset_of(GRANT, "abi_major"), 2, 2),
-        f"ABI version 2.0, this library {lib.VCUDA_ABI_MAJOR}.{lib.VCUDA_ABI_MINOR}",
+        f"ABI version 2.1, this library {lib.VCUDA_ABI_MAJOR}.{lib.VCUDA_ABI_MINOR}",
     ),
     "no cards": (_number(offset_of(GRANT, "card_count"), 0, 4), "contradicts itself"),
     "a negative number of cards": (_number(offset_of(GRANT, "card_count"), -1, 4), "contradicts itself"),
@@ -244,7 +244,7 @@ BROKEN_LEDGERS = {
     "zeros": (_write(bytes(100_000)), "is not a ledger, or damaged"),
     "a later ABI version": (
         _number(offset_of(LEDGER, "abi_major"), 9, 2),
-        f"ABI version 9.0, this library {lib.VCUDA_ABI_MAJOR}.{lib.VCUDA_ABI_MINOR}",
+        f"ABI version 9.1, this library {lib.VCUDA_ABI_MAJOR}.{lib.VCUDA_ABI_MINOR}",
     ),
     "no slots": (_number(offset_of(LEDGER, "slot_count"), 0, 4), "is not a ledger, or damaged"),
     "a negative number of slots": (

@@ -9,10 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import GIB, MIB, SHIM, SIMULATOR, Commands, answer, card_user, driver_used
+from tests.support import (
+    BUILD,
+    GIB,
+    MIB,
+    SHIM,
+    SIMULATOR,
+    Commands,
+    answer,
+    card_user,
+    driver_used,
+    eventually,
+)
 from vcuda.ledger import Kind
 
 MODEL = "V100-SXM2-16GB"
+CLIENTS = BUILD / "clients"
 
 
 @pytest.fixture
@@ -38,6 +50,23 @@ def test_ps_shows_what_the_driver_counts(user: Commands, share: subprocess.Popen
     assert shown["run_pid"] == share.pid
     assert shown["card"] == {"uuid": user.cards()[0]["uuid"], "name": MODEL, "simulated": True}
     assert (shown["whole"], shown["refused"], shown["launches"], shown["gpu_ns"]) == (False, 0, 0, 0)
+    assert (shown["core_max_percent"], shown["priority"]) == (30, "normal")
+    assert shown["limiter"] == {
+        "rate_percent": 30,
+        "slice_percent": 100,
+        "balance_ns": 10_000_000,
+        "starved": False,
+        "resets": 0,
+        "wait_ns": 0,
+        "waits": 0,
+        "wakeups": 0,
+    }
+    assert {name: process[name] for name in ("wait_ns", "waits", "wakeups", "owed_ns")} == {
+        "wait_ns": 0,
+        "waits": 0,
+        "wakeups": 0,
+        "owed_ns": 0,
+    }
 
 
 def test_ps_is_a_table_that_awk_can_read(user: Commands, share: subprocess.Popen[str]) -> None:
@@ -45,11 +74,59 @@ def test_ps_is_a_table_that_awk_can_read(user: Commands, share: subprocess.Popen
     assert (shown.returncode, shown.stderr) == (0, "")
     head, line, process = shown.stdout.splitlines()
     assert " ".join(head.split()) == (
-        "SHARE CARD CORES LIMIT USED GPU TIME LAUNCHES REFUSED PID PROGRAM MEMORY BY KIND"
+        "SHARE CARD CORES NOW LIMIT USED GPU TIME LAUNCHES REFUSED PID PROGRAM MEMORY BY KIND"
     )
-    assert line.split()[:5] == ["mine", MODEL, "(simulated)", "30%", "2GiB"]
+    assert line.split()[:6] == ["mine", MODEL, "(simulated)", "30%", "30%", "2GiB"]
     assert "linear 100MiB, context " in process
     assert process.split()[4] == str(user.shares()[0]["processes"][0]["pid"])
+
+
+def test_set_changes_what_is_shown_and_what_is_granted(user: Commands, share: subprocess.Popen[str]) -> None:
+    done = user.vcuda("set", "mine", "--cores", "50", "--cores-max", "80", "--priority", "high")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        f"mine: 50% to 80% of {MODEL}, priority high\n",
+        "",
+    )
+    (shown,) = user.shares()
+    assert (shown["core_percent"], shown["core_max_percent"], shown["priority"]) == (50, 80, "high")
+    assert user.vcuda("ps").stdout.splitlines()[1].split()[3:6] == ["50-80%", "high", "50%"]
+    assert user.cards()[0]["free_core_percent"] == 50
+    done = user.vcuda("set", shown["directory"].rpartition("/")[2], "--cores", "90")
+    assert done.stdout == f"mine: 90% of {MODEL}, priority high\n"
+
+
+def test_set_refuses_what_does_not_fit_or_makes_no_sense(
+    user: Commands, share: subprocess.Popen[str]
+) -> None:
+    other = user.start("--memory", "1GiB", "--cores", "40", "--name", "other", "--", "cat")
+    plain = user.start("--memory", "1GiB", "--name", "plain", "--", "cat")
+    assert eventually(lambda: len(user.shares()) == 3)
+    for arguments, status, message in (
+        (["mine", "--cores", "70"], 1, f"70% of cores asked, 60% can be had on {MODEL}; see 'vcuda ps'"),
+        (["mine", "--cores", "60"], 0, ""),
+        (["mine", "--cores", "0"], 2, "invalid value for '--cores': '0' is out of range; cores are above 0"),
+        (["mine", "--cores-max", "50"], 1, "a ceiling of 50% is below the share of 60%; raise --cores-max"),
+        (["mine"], 2, "nothing to change; give --cores, --cores-max or --priority; see 'vcuda set --help'"),
+        (["nobody", "--cores", "1"], 1, "no share is called 'nobody'; there is mine, other, plain"),
+        (["plain", "--priority", "low"], 1, "plain has no core share; give it one with --cores"),
+    ):
+        done = user.vcuda("set", *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (status, 1 if status else 0), done.stderr
+        assert done.stderr.startswith(f"vcuda set: {message}" if status else "")
+    for process in (other, plain):
+        process.communicate(timeout=30)
+
+
+def test_set_leaves_a_whole_card_alone(user: Commands) -> None:
+    process = user.start("--name", "all", "--", "cat")
+    assert eventually(user.shares)
+    done = user.vcuda("set", "all", "--cores", "50")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "vcuda set: all has a whole card, which is not limited; there is nothing to change\n"
+    )
+    process.communicate(timeout=30)
 
 
 def test_refused_allocations_of_ended_processes_are_still_told(user: Commands) -> None:
@@ -103,6 +180,20 @@ def test_top_prints_once_where_there_is_no_terminal(user: Commands, share: subpr
     assert (shown.returncode, shown.stderr) == (0, "")
     assert len(shown.stdout.splitlines()) == 3
     assert "GPU%" in shown.stdout
+
+
+def test_top_draws_what_a_share_used_of_its_ceiling(user: Commands) -> None:
+    process = user.start(
+        *("--memory", "1GiB", "--cores", "40", "--name", "busy", "--", str(CLIENTS / "hold"), "16", "busy")
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    shown = user.vcuda("top", "-n", "4", "--interval", "0.5").stdout
+    *_, last = [line for line in shown.splitlines() if line.startswith("busy ")]
+    bars = [word for word in last.split() if set(word) <= set("▁▂▃▄▅▆▇█")]
+    assert [len(each) for each in bars] == [3]
+    assert bars[0][-1] in "▃▄▅▆▇█"
+    process.communicate(timeout=30)
 
 
 def test_top_prints_json_as_often_as_it_is_told(user: Commands, share: subprocess.Popen[str]) -> None:

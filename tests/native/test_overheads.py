@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
+from tests.native.ledger_support import SKIPPED
 from tests.native.test_charges import Share, client
 from tests.support import (
     BUILD,
@@ -18,10 +22,14 @@ from tests.support import (
     ledger_used,
     make_share,
     shim_environment,
+    simulator_environment,
 )
 from vcuda.ledger import Kind, Ledger
 
 NEIGHBOURS = 6
+EMPTY_DRIVER = BUILD / "bench" / "empty"
+"""Answers at once and makes no system calls: what is counted in front of it is the shim's."""
+EMPTY_UUID = "GPU-00000000-0000-0000-0000-000000000001"
 
 
 def test_contexts_and_modules_are_charged_right_under_neighbours(tmp_path: Path) -> None:
@@ -119,6 +127,55 @@ def test_whole_card_is_metered_and_not_limited(tmp_path: Path) -> None:
     assert "cuMemGetInfo_v2" not in hooked
     assert _hooked_names(share.env) > hooked
     assert _hooked_names(shim_environment(share.machine, None)) == set()
+
+
+def test_cuinit_makes_few_system_calls(tmp_path: Path) -> None:
+    without = _calls_of_cuinit(tmp_path, 1, shim=False)
+    calls = _calls_of_cuinit(tmp_path, 1)
+    # 27 in all where ledgers usually are; some more on a file system of which it has to be found out whether
+    # mappings keep locks. The two files are the grant and the ledger, and nothing of /proc.
+    assert calls["all"] - without["all"] <= 40
+    assert calls["openat"] <= 3
+    assert calls.get("readlink", 0) + calls["readlinkat"] == 0
+
+
+def test_slots_are_not_tried_one_by_one_when_many_processes_start_at_once(tmp_path: Path) -> None:
+    # Those that try one slot after the other make half as many attempts each as there are processes.
+    for processes in (20, 200):
+        calls = _calls_of_cuinit(tmp_path, processes)
+        assert calls["fcntl"] <= 20 * processes, calls
+        assert calls["all"] <= 80 * processes, calls
+
+
+def test_where_a_process_lives_is_known_from_its_first_charge_on(tmp_path: Path) -> None:
+    share = Share(tmp_path)
+    with client(share.env, "charges", "linear") as program:
+        program.until("context")
+        with Ledger(share.directory / "ledger") as ledger:
+            [process] = ledger.read().processes
+    assert process.pid == program.pid
+    assert process.comm == "charges"
+    assert process.pid_namespace == Path("/proc/self/ns/pid").stat().st_ino
+    assert process.start_ticks > 0
+
+
+def _calls_of_cuinit(tmp_path: Path, processes: int, *, shim: bool = True) -> dict[str, int]:
+    """The system calls that so many processes make together, in step, to be initialised in a new share."""
+    env = {**simulator_environment(tmp_path), "LD_LIBRARY_PATH": str(EMPTY_DRIVER)}
+    if shim:
+        env = shim_environment(env, make_share(tmp_path, EMPTY_UUID, 1 * GIB))
+    done = subprocess.run(
+        [str(BUILD / "clients" / "traced"), str(processes)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    if done.returncode == SKIPPED:
+        pytest.skip(done.stdout.strip())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
 
 
 def _hooked_names(env: dict[str, str]) -> set[str]:

@@ -61,6 +61,24 @@ def test_command_that_cannot_be_started_is_told_as_a_shell_would(
     [
         (["--memory", "3x", "--", "true"], "invalid value for '--memory': '3x' is not a size"),
         (["--cores", "0", "--", "true"], "invalid value for '--cores': '0' is out of range"),
+        (["--cores", "101", "--", "true"], "invalid value for '--cores': '101' is out of range"),
+        (["--cores", "-5", "--", "true"], "invalid value for '--cores': '-5' is not a percentage; write it"),
+        (["--cores", "nan", "--", "true"], "invalid value for '--cores': 'nan' is not a percentage; write"),
+        (["--cores", "inf", "--", "true"], "invalid value for '--cores': 'inf' is not a percentage; write"),
+        (["--cores-max", "60", "--", "true"], "a ceiling of 60% without a share; give one with --cores"),
+        (
+            ["--cores", "30", "--cores-max", "20", "--", "true"],
+            "a ceiling of 20% is below the share of 30%; raise --cores-max or lower --cores",
+        ),
+        (
+            ["--cores", "30", "--cores-max", "0", "--", "true"],
+            "invalid value for '--cores-max': '0' is out of range",
+        ),
+        (["--priority", "low", "--", "true"], "a priority is that of a core share; give one with --cores"),
+        (
+            ["--cores", "1", "--priority", "top", "--", "true"],
+            "invalid value for '--priority': 'top' is no priority; it is one of low, normal, high",
+        ),
         (["--memory", "0", "--", "true"], "invalid value for '--memory': '0' is out of range"),
         (["--name", "a\nb", "--", "true"], "invalid value for '--name': 'a\\nb' is not 1 to 63 printable"),
         (["--memory", "1GiB"], "missing argument 'COMMAND [ARGUMENT...]'"),
@@ -116,8 +134,20 @@ def test_grant_says_what_was_asked_and_what_a_context_costs(user: Commands) -> N
     (card,) = grant.cards
     assert (grant.name, card.uuid, card.memory_bytes) == ("mine", share["card"]["uuid"], 3 * GIB)
     assert (card.core_ppm, card.core_max_ppm, card.whole) == (125_000, 125_000, False)
+    assert card.priority == 0
     assert card.context_bytes > 0
     assert card.page_bytes == 2 * MIB
+    process.communicate(timeout=WAIT_SECONDS)
+
+
+def test_grant_has_the_ceiling_and_the_priority_that_were_asked(user: Commands) -> None:
+    asked = ["--cores", "30", "--cores-max", "60", "--priority", "low"]
+    process = user.start("--memory", "1GiB", *asked, "--", "cat")
+    assert eventually(lambda: list(user.runtime.glob("shares/*/share.json")))
+    (share,) = user.shares()
+    (card,) = grants.read(Path(share["directory"]) / "grant").cards
+    assert (card.core_ppm, card.core_max_ppm, card.priority) == (300_000, 600_000, -1)
+    assert (share["core_percent"], share["core_max_percent"], share["priority"]) == (30, 60, "low")
     process.communicate(timeout=WAIT_SECONDS)
 
 

@@ -1,5 +1,6 @@
 """The wheel: what it carries, what that needs of a machine, and that it works where it is installed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from elftools.elf.gnuversions import GNUVerNeedSection
 
 from tests.support import CARD_USER, GIB, MIB, MODEL, ROOT, no_driver_environment
 
-CARRIED = ("libvcuda.so", "sim/libcuda.so.1", "sim/libnvidia-ml.so.1", "sim/simgpu-stat")
+CARRIED = ("libvcuda.so", "sim/libcuda.so.1", "sim/libnvidia-ml.so.1", "sim/simgpu-stat", "bench/cores")
 NEWEST_GLIBC = (2, 17)
 
 
@@ -118,3 +119,8 @@ def test_installed_wheel_runs_a_program_in_a_share(wheel: Path, tmp_path: Path) 
     doctor = run(vcuda, "doctor", "--sim", MODEL)
     assert doctor.returncode == 0, doctor.stdout
     assert f"{site}/vcuda/_lib/libvcuda.so" in doctor.stdout
+    one = ("--cases", "alone/50-20ms-sync-1b-80sm", "--seconds", "2", "--json", "bench.json")
+    assert run(vcuda, "bench", "cores", "--sim", *one).stderr == ""
+    (case,) = json.loads((tmp_path / "bench.json").read_text())["cases"]
+    assert case["problem"] is None
+    assert case["shares"][0]["achieved"] > 0

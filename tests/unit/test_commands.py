@@ -17,7 +17,11 @@ SHIM = Path("/opt/vcuda/libvcuda.so")
 
 
 def test_commands_are_listed_in_the_order_in_which_they_are_needed() -> None:
-    assert [command.name for command in commands()] == list(NAMES) == ["run", "cards", "ps", "top", "doctor"]
+    assert (
+        [command.name for command in commands()]
+        == list(NAMES)
+        == [*("run", "set", "cards", "ps", "top", "doctor", "bench")]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

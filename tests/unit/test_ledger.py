@@ -119,7 +119,7 @@ def test_ledger_of_another_version_is_refused_with_both_versions_named(path: Pat
         file.write(bytes([9]))
     with pytest.raises(LedgerError) as error:
         Ledger(path)
-    assert str(error.value) == f"ledger {path}: is of ABI version 9.0; this vcuda reads 1.x"
+    assert str(error.value) == f"ledger {path}: is of ABI version 9.1; this vcuda reads 1.x"
 
 
 @pytest.mark.parametrize("slots", [-1, 4097, 2**31])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcuda.errors import RefusedError
-from vcuda.placement import CardRoom, Placement, Request, place
+from vcuda.placement import CardRoom, Placement, Request, check_change, place
 from vcuda.units import PPM
 
 GIB = 2**30
@@ -64,7 +64,65 @@ def test_share_goes_to(
 ) -> None:
     placement = place(cards, request_)
     chosen = next(each for each in cards if each.index == index)
-    assert placement == Placement(card=chosen, memory_bytes=memory_bytes, core_ppm=core_ppm, whole=whole)
+    assert placement == Placement(
+        card=chosen,
+        memory_bytes=memory_bytes,
+        core_ppm=core_ppm,
+        core_max_ppm=core_ppm,
+        priority=0,
+        whole=whole,
+    )
+
+
+def test_ceiling_and_priority_are_passed_on_and_take_no_room() -> None:
+    request = Request(core_ppm=500_000, core_max_ppm=PPM, priority=-1)
+    placement = place([HALF], request)
+    assert (placement.core_ppm, placement.core_max_ppm, placement.priority) == (500_000, PPM, -1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"core_ppm": 500_000, "core_max_ppm": 200_000},
+            "a ceiling of 20% is below the share of 50%; raise --cores-max or lower --cores",
+        ),
+        (
+            {"core_max_ppm": 200_000},
+            "a ceiling of 20% without a share; give one with --cores",
+        ),
+        ({"priority": 1}, "a priority is that of a core share; give one with --cores"),
+        (
+            {"memory_bytes": GIB, "priority": -1},
+            "a priority is that of a core share; give one with --cores",
+        ),
+    ],
+    ids=str,
+)
+def test_request_that_contradicts_itself_says_what_to_do(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(RefusedError) as error:
+        Request(**fields)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("taken", "had", "asked", "free"),
+    [
+        (500_000, 300_000, 800_000, None),
+        (500_000, 300_000, 800_001, "80%"),
+        (PPM, 300_000, 300_001, "30%"),
+        (PPM, 300_000, 1, None),
+        (1_200_000, 300_000, 300_000, None),
+        (1_200_000, 300_000, 300_001, "10%"),
+        (300_000, 0, 700_000, None),
+    ],
+)
+def test_change_fits_or_says_what_can_be_had(taken: int, had: int, asked: int, free: str | None) -> None:
+    if free is None:
+        check_change("V100", taken_ppm=taken, had_ppm=had, asked_ppm=asked)
+        return
+    with pytest.raises(RefusedError, match=f"{free} can be had on V100; see 'vcuda ps'"):
+        check_change("V100", taken_ppm=taken, had_ppm=had, asked_ppm=asked)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from vcuda import grant as grants
 from vcuda._abi import ffi, lib
 from vcuda.driver import Card
 from vcuda.errors import VcudaError
@@ -32,6 +33,8 @@ def described(**fields: Any) -> Share:
         "card_name": "V100",
         "memory_bytes": GIB,
         "core_ppm": None,
+        "core_max_ppm": None,
+        "priority": 0,
         "whole": False,
         "sim_dir": None,
         "started": time.time(),
@@ -110,6 +113,83 @@ def test_share_that_another_version_describes_is_counted_by_its_grant(
     (other,) = living(registry)
     assert (other.name, other.card_uuid, other.memory_bytes) == ("test", UUID, GIB)
     assert (other.core_ppm, other.whole, other.path) == (None, False, share.path)
+    assert (other.core_max_ppm, other.priority) == (None, 0)
+
+
+CORES = Grant(
+    name="test",
+    cards=(CardGrant(uuid=UUID, memory_bytes=GIB, core_ppm=300_000, core_max_ppm=600_000, priority=1),),
+)
+
+
+@pytest.fixture
+def with_cores(registry: Registry) -> Iterator[Share]:
+    with registry.locked():
+        share, descriptor = registry.add(described(core_ppm=300_000, core_max_ppm=600_000, priority=1), CORES)
+    yield share
+    os.close(descriptor)
+
+
+def test_changed_share_is_what_everybody_sees(registry: Registry, with_cores: Share) -> None:
+    with registry.locked():
+        changed = registry.change(with_cores, core_ppm=400_000, priority=-1)
+    assert (changed.core_ppm, changed.core_max_ppm, changed.priority) == (400_000, 600_000, -1)
+    assert living(registry) == [changed]
+    (card,) = grants.read(with_cores.path / "grant").cards
+    assert (card.core_ppm, card.core_max_ppm, card.priority) == (400_000, 600_000, -1)
+    assert {file.name for file in with_cores.path.iterdir()} == {"alive", "grant", "ledger", "share.json"}
+
+
+def test_grant_is_believed_where_it_was_changed_by_another_way(registry: Registry, with_cores: Share) -> None:
+    grants.change(with_cores.path / "grant", core_ppm=500_000, memory_bytes=2 * GIB)
+    (share,) = living(registry)
+    assert (share.core_ppm, share.core_max_ppm, share.memory_bytes) == (500_000, 600_000, 2 * GIB)
+
+
+def test_share_that_asked_for_no_cores_can_be_given_all_or_some(
+    registry: Registry, made: tuple[Share, int]
+) -> None:
+    share, _ = made
+    assert (living(registry)[0].core_ppm, living(registry)[0].core_max_ppm) == (None, None)
+    for core_ppm in (PPM, 200_000):
+        with registry.locked():
+            registry.change(share, core_ppm=core_ppm)
+        assert living(registry)[0].core_ppm == core_ppm
+
+
+def test_share_is_found_by_its_name_or_its_directory(registry: Registry, with_cores: Share) -> None:
+    with registry.locked():
+        assert registry.named("test") == registry.named(with_cores.path.name) == with_cores
+
+
+def test_name_that_names_no_share_or_two_is_told_with_what_there_is(registry: Registry) -> None:
+    with registry.locked():
+        with pytest.raises(VcudaError, match="there are no shares"):
+            registry.named("test")
+        one, first = registry.add(described(), GRANT)
+        with pytest.raises(VcudaError, match="no share is called 'other'; there is test"):
+            registry.named("other")
+        two, second = registry.add(described(started=one.started + 1), GRANT)
+        with pytest.raises(VcudaError) as error:
+            registry.named("test")
+        assert str(error.value) == (
+            f"2 shares are called 'test'; name one by its directory: {one.path.name}, {two.path.name}"
+        )
+    os.close(first)
+    os.close(second)
+
+
+def test_version_changes_when_a_share_is_complete_and_when_it_is_gone(registry: Registry) -> None:
+    seen = [registry.version()]
+    with registry.locked():
+        share, descriptor = registry.add(described(), GRANT)
+    seen.append(registry.version())
+    assert registry.seen() == [share]
+    registry.remove(share, descriptor)
+    seen.append(registry.version())
+    assert registry.seen() == []
+    assert len(set(seen)) == 3
+    assert registry.version() == seen[-1]
 
 
 def test_simulated_machine_goes_with_its_last_share(registry: Registry) -> None:

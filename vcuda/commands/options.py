@@ -6,6 +6,7 @@ from typing import TypeVar
 import click
 
 from vcuda.errors import VcudaError
+from vcuda.units import parse_cores, parse_priority
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -29,5 +30,8 @@ def sim_option(text: str) -> Callable[[Function], Function]:
     """--sim, with its help for one command."""
     return click.option("--sim", metavar="MODEL[,MODEL...]", help=text)
 
+
+PERCENT = Parsed("percent", parse_cores)
+PRIORITY = Parsed("priority", parse_priority)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

@@ -15,14 +15,16 @@ def command(*, as_json: bool) -> None:
     """List this user's shares, and the processes in each that use CUDA.
 
     Of each: memory held, by kind; GPU time; launches; allocations refused by the limit. A share's line is the
-    sum, with what its ended processes used and were refused. GPU time is that from the beginning of work to
-    its end, the time slices of other shares on the card included. A PID marked "elsewhere" is one of another
-    pid namespace.
+    sum, with what its ended processes used and were refused. CORES is what is guaranteed of the card's SM
+    time, up to the ceiling, and the priority if it is not normal; NOW is the share in force. With --json,
+    also what the limiter does: balance, waits, corrections. A PID marked "elsewhere" is one of another pid
+    namespace.
 
     \b
     Examples:
       vcuda ps
       vcuda ps --json | jq '.shares[] | {name, used_bytes, refused}'
+      vcuda ps --json | jq '.shares[] | {name, core_percent, limiter}'
     """
     reports = report.shares(Registry(runtime_directory()))
     if as_json:

@@ -3,9 +3,10 @@
 import click
 
 from vcuda import attend, run
-from vcuda.commands.options import Parsed, sim_option
+from vcuda.commands.options import PERCENT, PRIORITY, Parsed, sim_option
+from vcuda.errors import RefusedError
 from vcuda.placement import Request
-from vcuda.units import parse_cores, parse_size
+from vcuda.units import parse_size
 
 
 def _say(text: str) -> None:
@@ -34,8 +35,21 @@ def _name(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 )
 @click.option(
     "--cores",
-    type=Parsed("percent", parse_cores),
-    help="The share's part of the card's SM time: 30 or 12.5. Counted for placement; not enforced yet.",
+    type=PERCENT,
+    help="The share's part of the card's SM time, guaranteed: 30 or 12.5. Left out: not limited.",
+)
+@click.option(
+    "--cores-max",
+    type=PERCENT,
+    help="Up to here it may use what others leave idle. Left out: --cores, and nothing beyond.",
+)
+@click.option(
+    "--priority",
+    metavar="low|normal|high",
+    type=PRIORITY,
+    default="normal",
+    show_default=True,
+    help="Who goes first: high is given idle time before others; low gives way to high, down to 1 percent.",
 )
 @click.option(
     "--card",
@@ -54,6 +68,8 @@ def _name(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 def command(
     memory: int | None,
     cores: int | None,
+    cores_max: int | None,
+    priority: int,
     card: str | None,
     sim: str | None,
     name: str | None,
@@ -70,6 +86,7 @@ def command(
     Examples:
       vcuda run --memory 4GiB -- python train.py
       vcuda run --memory 4GiB --cores 30 --card 1 -- python train.py
+      vcuda run --memory 4GiB --cores 30 --cores-max 60 --priority low -- python train.py
       vcuda run --sim T4,T4 --memory 12GiB -- ./a.out
       vcuda run -- python train.py                 # a whole card, alone
 
@@ -77,5 +94,10 @@ def command(
     Exit status: the command's; 126 if it can't be started, 127 if there is none;
     1 if there is no room or no card, 2 if this command line is wrong.
     """
-    request = Request(memory_bytes=memory, core_ppm=cores, card=card)
+    try:
+        request = Request(
+            memory_bytes=memory, core_ppm=cores, core_max_ppm=cores_max, priority=priority, card=card
+        )
+    except RefusedError as error:
+        raise click.UsageError(str(error)) from error
     attend.end_like(run.run(run.Order(command=command, request=request, name=name, sim=sim), say=_say))

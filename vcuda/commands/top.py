@@ -12,13 +12,15 @@ from rich.text import Text
 from vcuda import report
 from vcuda.commands import shares, tables
 from vcuda.commands.options import json_option
+from vcuda.commands.shares import Busy
 from vcuda.registry import Registry, runtime_directory
 from vcuda.report import ShareReport
 
-_FOOT = "memory limits are enforced; core shares are recorded, not enforced yet"
+_Look = tuple[list[ShareReport], Mapping[str, Busy]]
+_FOOT = "CORES: guaranteed-ceiling; NOW: in force; GPU%: used since the last look; bars: of the ceiling"
 
 
-@click.command("top", short_help="Show the same as ps, live.")
+@click.command("top", short_help="Show the shares' GPU time against what is theirs, live.")
 @click.option(
     "--interval",
     metavar="SECONDS",
@@ -35,10 +37,11 @@ _FOOT = "memory limits are enforced; core shares are recorded, not enforced yet"
 )
 @json_option
 def command(interval: float, count: int | None, *, as_json: bool) -> None:
-    """Show the shares and their processes, refreshed.
+    """Show the shares and their processes as ps does, refreshed, with what they use of their cards.
 
-    GPU% is the part of the last interval in which the share had work on the card; where several shares use a
-    card at once, that includes the time slices of the others. With --json, one line per look.
+    GPU% is the share's part of its card's time since the last look, to be held against CORES, what is
+    guaranteed and the ceiling, and NOW, what is in force with what others leave idle. The bars are the last
+    30 looks (fewer on a narrow screen), from nothing to the ceiling. With --json, one line per look.
 
     \b
     Examples:
@@ -55,52 +58,56 @@ def command(interval: float, count: int | None, *, as_json: bool) -> None:
         elif live:
             with Live(console=console, auto_refresh=False, screen=count is None) as screen:
                 for reports, busy in looks:
-                    screen.update(_screen(reports, busy), refresh=True)
+                    screen.update(_screen(reports, busy, console.width), refresh=True)
         else:
             _print(console, looks)
     except KeyboardInterrupt:
         return  # the usual way out
 
 
-def _looks(interval: float, count: int | None) -> Iterator[tuple[list[ShareReport], Mapping[str, float]]]:
-    """Look again and again: the shares, and the percentage of time each was busy since the look before."""
+def _looks(interval: float, count: int | None) -> Iterator[_Look]:
+    """Look again and again: the shares, and how busy each was, by its directory."""
     registry = Registry(runtime_directory())
-    before: dict[str, int] = {}
-    before_ns = 0
+    before: dict[str, tuple[int, int]] = {}
+    history: dict[str, list[float]] = {}
     done = 0
     while count is None or done < count:
         if done:
             time.sleep(interval)
         reports = report.shares(registry)
-        now_ns = time.monotonic_ns()
-        passed = now_ns - before_ns
-        busy = {
-            each.share.directory: min(
-                100.0, max(0.0, 100 * (each.gpu_ns - before[each.share.directory]) / passed)
-            )
-            for each in reports
-            if each.share.directory in before
-        }
-        before = {each.share.directory: each.gpu_ns for each in reports}
-        before_ns = now_ns
+        busy: dict[str, Busy] = {}
+        for each in reports:
+            name = each.share.directory
+            past = history.setdefault(name, [])
+            last = None
+            if name in before:
+                then_ns, gpu_ns = before[name]
+                last = min(100.0, max(0.0, 100 * (each.gpu_ns - gpu_ns) / (each.seen_ns - then_ns)))
+                past.append(last)
+                del past[: -shares.HISTORY]
+            busy[name] = Busy(last=last, history=past)
+        before = {each.share.directory: (each.seen_ns, each.gpu_ns) for each in reports}
+        history = {name: past for name, past in history.items() if name in before}
         done += 1
         yield reports, busy
 
 
-def _json(reports: list[ShareReport], busy: Mapping[str, float]) -> dict[str, object]:
+def _json(reports: list[ShareReport], busy: Mapping[str, Busy]) -> dict[str, object]:
     """One look; `gpu_percent` is null where there was no look before."""
     return {
         "time": time.time(),
-        "shares": [{**each.as_json(), "gpu_percent": busy.get(each.share.directory)} for each in reports],
+        "shares": [{**each.as_json(), "gpu_percent": busy[each.share.directory].last} for each in reports],
     }
 
 
-def _screen(reports: list[ShareReport], busy: Mapping[str, float]) -> Group:
+def _screen(reports: list[ShareReport], busy: Mapping[str, Busy], width: int) -> Group:
     head = f"vcuda top  {time.strftime('%H:%M:%S')}  {len(reports)} shares"
-    return Group(Text(head, style="bold"), shares.table(reports, busy=busy), Text(_FOOT, style="dim"))
+    return Group(
+        Text(head, style="bold"), shares.table(reports, busy=busy, width=width), Text(_FOOT, style="dim")
+    )
 
 
-def _print(console: Console, looks: Iterator[tuple[list[ShareReport], Mapping[str, float]]]) -> None:
+def _print(console: Console, looks: Iterator[_Look]) -> None:
     for reports, busy in looks:
         if not reports:
             click.echo("vcuda top: there are no shares; start one with 'vcuda run'", err=True)

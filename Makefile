@@ -15,7 +15,8 @@ BIN := $(VENV)/bin
 REQUIREMENTS := $(sort $(wildcard requirements/*.txt))
 BINDING := vcuda/_abi.abi3.so
 BINDING_SOURCES := setup.py native/binding.py native/include/vcuda/abi.h native/include/vcuda/abi_check.h \
-	native/shim/sys.h native/shim/lock.h $(wildcard native/shim/ledger*.[ch]) native/shim/grant.h native/shim/grant.c
+	native/shim/sys.h native/shim/lock.h $(wildcard native/shim/ledger*.[ch]) native/shim/grant.h native/shim/grant.c \
+	$(wildcard native/shim/bucket.[ch] native/shim/plan.[ch])
 C_SOURCES = $(shell git ls-files 'native/*.c' 'native/*.h')
 PYTHON_SOURCES = vcuda deviceplugin admission tests tools native setup.py $(wildcard demo)
 

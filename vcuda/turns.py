@@ -67,9 +67,7 @@ class Turns:
                     self._give(key, now_ns)
                 continue
             working.remove(key)
-            if kind == _ENDS:  # it has had the turn
-                self._give(_after(key, working), now_ns)
-            elif self._turn == key:
+            if kind == _ENDS or self._turn == key:  # it has had the turn
                 self._give(_after(key, working), now_ns)
         if until_ns > now_ns:
             self._play(now_ns, until_ns, working, had)

@@ -3,7 +3,7 @@
  * crash nobody, and what one process is granted stays within the limit. An input that begins with an odd byte
  * is a list of patches to a sound ledger, so that more than the check of the header is reached.
  *
- * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c
+ * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c native/shim/bucket.c
  */
 #include "ledger.h"
 

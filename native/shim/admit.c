@@ -6,7 +6,7 @@
 #include "meter_parts.h"
 #include "plan.h"
 
-#define GUESS_NS 1000000    /* for a launch before anything at all has been measured */
+#define GUESS_NS 200000     /* for a launch before anything at all has been measured */
 #define MOST_NS 50000000000 /* nobody pays more at once */
 #define GUESSES_ALIKE 8     /* launches that are guessed alike where there is something to go by */
 #define GUESSES_DOUBLE 3    /* times that a guess doubles */
@@ -32,7 +32,7 @@ static uint64_t guess(struct vcuda_stream_meter *meter) {
     uint64_t typical = vcuda_cost_typical();
     uint32_t before = __atomic_fetch_add(&meter->guesses, 1, __ATOMIC_RELAXED);
     uint32_t doubled = typical ? before / GUESSES_ALIKE : before;
-    if (__atomic_load_n(&meter->interrupted, __ATOMIC_RELAXED))
+    if (__atomic_load_n(&meter->interrupted, __ATOMIC_RELAXED) || (meter->outstanding && meter->held_up))
         doubled = 0;
     uint64_t length = (typical ? typical : GUESS_NS) << (doubled < GUESSES_DOUBLE ? doubled : GUESSES_DOUBLE);
     return length < GUESS_MOST_NS ? length : typical > GUESS_MOST_NS ? typical : GUESS_MOST_NS;
@@ -70,6 +70,7 @@ void vcuda_admit(struct vcuda_share *share, struct vcuda_ticket *ticket, uint32_
                                 .length_ns = length,
                                 .weight = weight_of(meter->context, magnitude),
                                 .guessed = guessed,
+                                .uncertain = meter->varies > VCUDA_VARIES,
                                 .look = look,
                                 .hold = hold,
                                 .argument = &looking};

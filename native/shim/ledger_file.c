@@ -138,7 +138,7 @@ enum vcuda_ledger_status vcuda_ledger_map_file(struct vcuda_ledger_map *map, con
     enum vcuda_ledger_status status = VCUDA_LEDGER_MISSING;
     struct stat st;
     struct vcuda_ledger header; /* of which the first fields are enough */
-    const ssize_t fields = offsetof(struct vcuda_ledger, reserved);
+    const ssize_t fields = offsetof(struct vcuda_ledger, charged_groups);
     if (sys_fstat(fd, &st) != 0)
         goto fail;
     status = VCUDA_LEDGER_GARBAGE;

@@ -59,17 +59,17 @@ static inline uint32_t slots_high(const struct vcuda_ledger_map *map) {
 #define FREE_BITS 13
 _Static_assert(VCUDA_MAX_SLOTS < 1 << FREE_BITS, "the index of a slot is too long");
 static inline uint32_t *first_free(const struct vcuda_ledger_map *map) {
-    return &map->header->pad0;
+    return &map->header->first_free;
 }
 /* Bit i: among the slots i, i + 64, i + 128 ... there may be one whose owner has charged something. */
 #define GROUPS 64
 static inline uint64_t *charged_groups(const struct vcuda_ledger_map *map) {
-    return &map->header->reserved[0];
+    return &map->header->charged_groups;
 }
 /* When somebody last looked for the dead among those who have charged nothing, in units of 2^20 ns. Stays
  * below 2^56: the last byte is always 0, see touch. */
 static inline uint64_t *looked(const struct vcuda_ledger_map *map) {
-    return &map->header->reserved[1];
+    return &map->header->looked;
 }
 
 /* Opens, checks and maps; on success *fd stays open for the caller, and the map's file is that of *fd. */

@@ -115,7 +115,7 @@ static void give_back(struct vcuda_ledger_card *all, struct vcuda_slot_card *own
     if (owed > VCUDA_DEBT_NS || held > owed)
         return;
     uint64_t may_have_run = owed - held < since ? owed - held : since;
-    add_relaxed(&all->bucket.supply_ns, owed - may_have_run);
+    vcuda_bucket_correct(&all->bucket, -(int64_t)(owed - may_have_run));
 }
 
 /* Empties a slot that the caller has claimed and that has no owner; its totals go to the card's. */

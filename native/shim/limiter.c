@@ -87,8 +87,9 @@ struct visit {
     struct vcuda_ledger_card *ledger;
     struct vcuda_slot_card *slot;
     uint64_t ticket;
-    uint64_t at_ns; /* when it is expected to go */
-    bool waits;     /* for its ticket */
+    uint64_t at_ns;    /* when it is expected to go */
+    uint64_t known_ns; /* when what was launched before is expected to have ended */
+    bool waits;        /* for its ticket */
 };
 
 /* The clock is read last: time that others have seen pass in between is not to look like garbage. */
@@ -148,6 +149,7 @@ static uint64_t enter(struct visit *visit, struct vcuda_plan *plan, uint64_t now
     const struct vcuda_bucket *bucket = &visit->ledger->bucket;
     uint32_t slice = slice_of(visit->grant);
     uint64_t length = scaled(order->length_ns, VCUDA_PPM, slice), paid;
+    visit->known_ns = plan->until_ns;
     if (ride(visit, plan, now_ns, length, &paid))
         return paid;
     if (vcuda_bucket_balance(bucket) < -(int64_t)DEEP_NS)
@@ -248,6 +250,11 @@ static uint64_t wait_for_it(const struct vcuda_share *share, int card, const str
             sleep = least(sleep, pause);
         if (owed)
             sleep = least(sleep, OTHERS_OWE_NS);
+        /* What was paid too much comes back when that is known, and is cut off at the burst if nobody looks.
+         */
+        if (visit->order->uncertain && visit->known_ns > now &&
+            sleep > visit->known_ns - now + VCUDA_BUCKET_BURST_NS)
+            sleep = visit->known_ns - now + LITTLE_NS;
         pause *= 2;
         sys_futex_wait(&visit->grant->changes, changes, sleep);
         __atomic_fetch_add(&visit->slot->wakeups, 1, __ATOMIC_RELAXED);

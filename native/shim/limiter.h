@@ -19,6 +19,7 @@ struct vcuda_order {
     uint64_t length_ns; /* how long it will keep the card at work, as far as is known */
     uint32_t weight;    /* the part of the card that it fills, of VCUDA_WEIGHT_FULL */
     bool guessed;       /* nothing like it has been measured */
+    bool uncertain;     /* what is like it differs much: work may end long before it is expected to */
     /* Read what has been measured, charge for what runs longer than expected, and answer how much has been
      * charged for what still does, in ns. Called without any lock of the limiter's. */
     uint64_t (*look)(void *argument);

@@ -84,12 +84,13 @@ static struct vcuda_sample *take_sample(struct vcuda_stream_meter *meter, bool p
     context->events_left -= pair ? 2 : 1;
     bool held_up = __atomic_exchange_n(&meter->interrupted, false, __ATOMIC_RELAXED) ||
                    meter->interruptions != interruptions;
+    meter->held_up = held_up || (meter->outstanding && meter->held_up);
     bool goes_on = meter->proven_ns && vcuda_clock_ns() - meter->proven_ns < VCUDA_CHAIN_NS;
     *sample = (struct vcuda_sample){.state = VCUDA_SAMPLE_OPEN,
                                     .meter = meter,
                                     .begin = begin,
                                     .end = end,
-                                    .clean = !held_up,
+                                    .clean = !meter->held_up,
                                     .continuous = (meter->outstanding > 0 || goes_on) && !held_up};
     meter->interruptions = interruptions;
     meter->outstanding++;

@@ -31,6 +31,7 @@ struct vcuda_stream_meter {
     struct vcuda_slot_card *use; /* where its launches are counted */
     int card;                    /* -1: not a granted one */
     bool interrupted;            /* something but kernels entered the stream since the last measured launch */
+    bool held_up;                /* by that, its outstanding samples may be */
 
     uint64_t measure_ns;  /* a launch that brings work_ns here is measured */
     uint64_t paid_ns;     /* up to here work_ns may grow for what was paid; VCUDA_UNLIMITED */

@@ -262,6 +262,7 @@ void vcuda_meter_settle(struct vcuda_share *share, struct vcuda_stream_meter *me
     struct vcuda_context_meter *context = meter->context;
     uint64_t pending = vcuda_limiter_measured_ns(share, meter->card, vcuda_meter_pending(meter));
     bool limited = meter->card >= 0 && meter->paid_ns != VCUDA_UNLIMITED;
+    bool doubtful = meter->varies > VCUDA_VARIES || meter->unknown;
     uint64_t paid = vcuda_meter_take_charge(meter), clock = vcuda_clock_ns();
     meter->settled_ns = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
     meter->unknown = 0;
@@ -276,7 +277,7 @@ void vcuda_meter_settle(struct vcuda_share *share, struct vcuda_stream_meter *me
     }
     if (!pending && !paid)
         return;
-    if (pending && guess.length_ns && meter->varies > VCUDA_VARIES &&
+    if (pending && guess.length_ns && doubtful &&
         (pending < guess.length_ns - guess.doubt_ns || pending > guess.length_ns + guess.doubt_ns))
         pending = guess.length_ns;
     /* When it ran is known only so far: it has ended by now, on the GPU's clock, and began after what came

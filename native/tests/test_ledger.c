@@ -3,7 +3,7 @@
  * execute another program, die and start again. Those of races are in test_ledger_points.c, _race.c and
  * _crash.c.
  *
- * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c
+ * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c native/shim/bucket.c
  */
 #include "ledger_puppet.h"
 

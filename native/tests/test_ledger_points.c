@@ -8,7 +8,8 @@
  * only make a wait longer: a scene that took too long is played again, and the promise is broken if it never
  * was short.
  *
- * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c -DVCUDA_LEDGER_POINTS
+ * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c native/shim/bucket.c
+ * -DVCUDA_LEDGER_POINTS
  */
 #include "ledger_parts.h"
 #include "ledger_puppet.h"

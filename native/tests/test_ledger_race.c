@@ -12,7 +12,7 @@
  *
  * Arguments: seconds (1), processes (16).
  *
- * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c
+ * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c native/shim/bucket.c
  */
 #include "ledger_common.h"
 

@@ -2,7 +2,7 @@
  * Threads of one process, with one slot, beside another process: the limit holds, what fits is granted, and a
  * fork in the midst of it all takes nothing along. Made to be run under ThreadSanitizer, too.
  *
- * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c
+ * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c native/shim/bucket.c
  */
 #include "ledger_puppet.h"
 

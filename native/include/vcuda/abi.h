@@ -150,11 +150,14 @@ struct vcuda_ledger {
     uint32_t header_bytes; /* offset of the first slot */
     uint64_t file_bytes;
     uint32_t slot_count;
-    uint32_t slot_bytes; /* stride of the slots */
-    uint64_t created_ns; /* CLOCK_REALTIME */
-    uint32_t slots_high; /* slots below this index have been used at some time */
-    uint32_t pad0;
-    uint64_t reserved[10];
+    uint32_t slot_bytes;     /* stride of the slots */
+    uint64_t created_ns;     /* CLOCK_REALTIME */
+    uint32_t slots_high;     /* slots below this index have been used at some time */
+    uint32_t first_free;     /* hint: where to begin to look for a free slot, and how often one became free */
+    uint64_t charged_groups; /* hint: a bit for each group of slots of which an owner has charged something */
+    uint64_t
+        looked; /* when somebody last looked for dead owners who charged nothing, about a millisecond each */
+    uint64_t reserved[8];
     struct vcuda_ledger_card cards[16];
 };
 

@@ -1,6 +1,7 @@
 """One governor for all shares of a user: whichever `vcuda run` holds a lock runs it.
 
-When that one ends, however it ends, the kernel gives the lock to another, which goes on.
+When that one ends, however it ends, the kernel gives the lock to another, which goes on. One that is stopped
+(SIGTSTP) keeps it: for so long nothing is adjusted, and every share has its guarantee.
 """
 
 import fcntl

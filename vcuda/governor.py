@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from threading import Event
 
-from vcuda.arbiter import Claim, allocate
+from vcuda.arbiter import Award, Claim, allocate
 from vcuda.errors import GrantError, LedgerError, VcudaError
 from vcuda.grant import CardGrant, LiveGrant
 from vcuda.seat import LEARN_NS, Member, Seat
@@ -38,6 +38,8 @@ SLOWEST_NS = 66_000_000
 _REPORTS = 5.0
 """So many intervals at a look lose none."""
 
+_Driver = tuple[tuple[str, str], ...]
+_Card = tuple[_Driver, str]
 _Looks = Sequence[tuple[Seat, CardGrant, Claim | None]]
 
 
@@ -62,11 +64,12 @@ class Governor:
         self._grants: dict[Path, LiveGrant] = {}
         self._ledgers: dict[Path, Watched] = {}
         self._inodes: dict[Path, int] = {}
-        self._cards: dict[tuple[tuple[tuple[str, str], ...], str], list[Seat]] = {}
-        self._drivers: dict[tuple[tuple[str, str], ...], Utilisation] = {}
+        self._cards: dict[_Card, list[Seat]] = {}
+        self._drivers: dict[_Driver, Utilisation] = {}
         self._said: set[str] = set()
         self._numbers = count()
-        self._slices: dict[tuple[tuple[tuple[str, str], ...], str], Slices] = {}
+        self._slices: dict[_Card, Slices] = {}
+        self._awards: dict[_Card, tuple[list[Claim], list[Award]]] = {}
         self._asked_ns = 0
 
     def run(self, stop: Event) -> None:
@@ -99,7 +102,7 @@ class Governor:
         asking = now_ns - self._asked_ns >= LEARN_NS
         for (driver, uuid), seats in self._cards.items():
             looks = [(seat, *seen) for seat in seats if (seen := self._look(seat, now_ns)) is not None]
-            next_ns = _divide(looks, now_ns)
+            next_ns = self._divide(driver, uuid, looks, now_ns)
             next_ns = min(next_ns, self._slice(driver, uuid, looks, now_ns, asking=asking))
             pause_ns = min(pause_ns, max(next_ns, _pace(len(looks))))
         if asking:
@@ -158,6 +161,7 @@ class Governor:
         for driver in [driver for driver in self._drivers if driver not in used]:
             self._drivers.pop(driver).close()
         self._slices = {card: slices for card, slices in self._slices.items() if card in self._cards}
+        self._awards.clear()
 
     def _opened(self, member: Member) -> tuple[LiveGrant, Watched]:
         if member.grant not in self._grants:
@@ -168,9 +172,24 @@ class Governor:
             self._ledgers[member.ledger] = Watched(member.ledger)
         return self._grants[member.grant], self._ledgers[member.ledger]
 
-    def _slice(
-        self, driver: tuple[tuple[str, str], ...], uuid: str, looks: _Looks, now_ns: int, *, asking: bool
-    ) -> int:
+    def _divide(self, driver: _Driver, uuid: str, looks: _Looks, now_ns: int) -> int:
+        """Put one card's shares in force; after how many ns to look again."""
+        limited = [(seat, granted, claim) for seat, granted, claim in looks if claim is not None]
+        claims = [claim for _, _, claim in limited]
+        known = self._awards.get((driver, uuid))
+        awards = known[1] if known and known[0] == claims else allocate(claims)
+        self._awards[driver, uuid] = claims, awards
+        busy = False
+        for (seat, granted, claim), award in zip(limited, awards, strict=True):
+            seat.put_in_force(award.rate_ppm, granted, now_ns)
+            busy = busy or (claim.promise.elastic and claim.demand_ppm > 0)
+        if busy:
+            return LOOK_NS
+        # Nothing depends on the others. But an elastic share may come, or a share must be confirmed.
+        waited_for = any(seat.confirmed_ns or claim.promise.elastic for seat, _, claim in limited)
+        return COUNT_NS if waited_for else REST_NS
+
+    def _slice(self, driver: _Driver, uuid: str, looks: _Looks, now_ns: int, *, asking: bool) -> int:
         """Correct for the turns that processes take on a card; after how many ns to look again."""
         seats = [seat for seat, _, _ in looks]
         lately = [seat for seat in seats if seat.lately(now_ns)]
@@ -220,18 +239,3 @@ def _inode(path: Path) -> int:
 def _pace(shares: int) -> int:
     """How often so many shares of a card are looked at, at most."""
     return min(SLOWEST_NS, LOOK_NS * max(CROWD, shares) // CROWD)
-
-
-def _divide(looks: _Looks, now_ns: int) -> int:
-    """Put one card's shares in force; after how many ns to look again."""
-    limited = [(seat, granted, claim) for seat, granted, claim in looks if claim is not None]
-    awards = allocate([claim for _, _, claim in limited])
-    busy = False
-    for (seat, granted, claim), award in zip(limited, awards, strict=True):
-        seat.put_in_force(award.rate_ppm, granted, now_ns)
-        busy = busy or (claim.promise.elastic and claim.demand_ppm > 0)
-    if busy:
-        return LOOK_NS
-    # Nothing depends on the others. But an elastic share may come, or a share must be confirmed.
-    waited_for = any(seat.confirmed_ns or claim.promise.elastic for seat, _, claim in limited)
-    return COUNT_NS if waited_for else REST_NS

@@ -61,7 +61,7 @@ class _Process:
     """When that is expected to end."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Point:
     """What was estimated of a share, up to an instant."""
 
@@ -104,6 +104,8 @@ class Seat:
     pids: set[int] = field(default_factory=set[int])
     """All that it ever had, for as long as it has neighbours."""
 
+    _promise: tuple[CardGrant, Promise] | None = None
+
     def look(self, now_ns: int) -> tuple[CardGrant, Claim | None]:
         """See what it has and wants; None for a share that is not limited."""
         granted = self.grant.card(self.index)
@@ -113,9 +115,16 @@ class Seat:
         self.looked_ns = now_ns
         if not self.limited:
             return granted, None
-        promise = Promise(
-            guarantee_ppm=granted.core_ppm, ceiling_ppm=granted.core_max_ppm, priority=granted.priority
-        )
+        if self._promise is None or self._promise[0] is not granted:
+            self._promise = (
+                granted,
+                Promise(
+                    guarantee_ppm=granted.core_ppm,
+                    ceiling_ppm=granted.core_max_ppm,
+                    priority=granted.priority,
+                ),
+            )
+        promise = self._promise[1]
         sight = Sight(
             now_ns=now_ns,
             active_ns=self.view.active_ns,

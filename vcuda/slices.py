@@ -12,7 +12,7 @@ BEHIND_NS = 44_000_000
 """The turns are played so late: work is reported when it has ended, and somebody looks."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Past:
     """What was seen, and put in force, at a look."""
 

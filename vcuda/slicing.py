@@ -5,7 +5,7 @@ too, so a ledger would count too much, and the share would get too little. Each 
 multiplied by a ratio:
 
     alone: 1, at once.
-    beside others: what the turns, played again (turns.py), say of the last tenth of a second; at first what
+    beside others: what the turns, played again (turns.py), say of the last third of a second; at first what
         they said when the same shares were last at work together, or a guess.
 
 That is as good as the turns are known. The driver's own count of each process's time is true, but late and
@@ -21,11 +21,11 @@ from functools import lru_cache
 from vcuda.units import PPM
 
 LEAST_PPM = 50_000
-MEMORY_NS = 100_000_000
+MEMORY_NS = 300_000_000
 """What the turns said so long ago counts a third of what they say now."""
 ENOUGH_NS = 8_000_000
 """Of measured time: with less, nothing is known of the ratio."""
-REPAY_NS = 400_000_000
+REPAY_NS = 200_000_000
 """In about such a time an error is made good,"""
 REPAY_MOST = 0.1
 """by no more than this part of the card's time."""

@@ -578,7 +578,7 @@ def test_garbage_in_slots_and_limiters_words_stops_nobody(container: Callable[..
     def overwrite(time_: int) -> None:
         words = garbage_words(time_)
         for index in range(18):
-            share.card.limiter[index] = words[(time_ + index) % len(words)]
+            share.card.recent[index % 8].from_ns = words[(time_ + index) % len(words)]
         share.card.active_ns = words[time_ % len(words)]
         share.card.starved_ns = words[(time_ + 3) % len(words)]
         slots[time_ % len(slots)].cards[0].owed_ns = words[(time_ + 5) % len(words)]

@@ -166,9 +166,7 @@ def test_drivers_count_moves_nobody_by_more_than_a_point() -> None:
     slicing = known(0.5)
     slicing.hear(None, told_ns=1e12, estimated_ns=0, had_ns=0, passed_ns=SECOND)
     before = slicing.carried_ns
-    slicing.play(
-        PAIR, had_ns=0.3 * LOOK_NS, worked_ns=0.6 * LOOK_NS, passed_ns=LOOK_NS, slice_ppm=PPM // 2
-    )
+    slicing.play(PAIR, had_ns=0.3 * LOOK_NS, worked_ns=0.6 * LOOK_NS, passed_ns=LOOK_NS, slice_ppm=PPM // 2)
     assert slicing.carried_ns - before == pytest.approx(SLOW_MOST * LOOK_NS)
 
 

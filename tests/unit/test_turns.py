@@ -77,7 +77,9 @@ A, B = (0, 0), (1, 0)
 
 
 def test_who_is_alone_has_all_that_it_measures() -> None:
-    had = played([(A, (START + MS, START + 50 * MS)), (A, (START + 60 * MS, START + 61 * MS))], START + SECOND)
+    had = played(
+        [(A, (START + MS, START + 50 * MS)), (A, (START + 60 * MS, START + 61 * MS))], START + SECOND
+    )
     assert had == {0: Had(had_ns=50 * MS, worked_ns=50 * MS)}
 
 

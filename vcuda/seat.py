@@ -19,7 +19,7 @@ LEARN_NS = 450_000_000
 """So much time must have been counted to learn from it."""
 KEPT_NS = 4_000_000_000
 """For so long what was estimated is kept: the driver's count comes late."""
-GRACE_NS = 30_000_000
+GRACE_NS = 50_000_000
 """Who has ended no longer ago is still at work."""
 WAITS_NS = 250_000_000
 """And who waits for time, and has ended no longer ago than that."""
@@ -94,7 +94,7 @@ class Seat:
     missed: float = 0.0
     """The part of them that was overwritten before anybody looked, lately."""
     grown_ns: float = 0.0
-    """By its own clock, neighbours' turns included: work since the look before."""
+    """By its own clock, neighbours' turns included: work since somebody took it from here."""
     part: float = 0.0
     """Of the time in which it was at work, lately."""
     processes: dict[int, _Process] = field(default_factory=dict[int, _Process])
@@ -171,9 +171,9 @@ class Seat:
         self.reports_per_ns += gain * (reports / passed_ns - self.reports_per_ns)
         self.missed += gain * (max(0.0, 1 - _REPORTS / max(1, reports)) - self.missed)
         # Of several processes, each may have been at work all the time, but the share only once.
-        grown_ns = max(0, view.gpu_ns - before.gpu_ns) * PPM / slice_ppm
-        self.grown_ns = min(grown_ns, 4.0 * LATELY_NS)
-        self.part = min(1.0, self.part + gain * (self.grown_ns / passed_ns - self.part))
+        grown_ns = min(4.0 * LATELY_NS, max(0, view.gpu_ns - before.gpu_ns) * PPM / slice_ppm)
+        self.grown_ns += grown_ns
+        self.part = min(1.0, self.part + gain * (grown_ns / passed_ns - self.part))
 
     def _expect(self, process: _Process, worker: Worker, slice_ppm: int, now_ns: int) -> None:
         active_ns = worker.active_ns if worker.active_ns <= now_ns + _FUTURE_NS else 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from vcuda.seat import Seat
 from vcuda.slicing import Among, guess, part_had
@@ -10,6 +11,9 @@ from vcuda.units import PPM
 
 BEHIND_NS = 44_000_000
 """The turns are played so late: work is reported when it has ended, and somebody looks."""
+
+EVERY_NS = 40_000_000
+"""And so often, unless others are at work than before: that is met at once."""
 
 
 @dataclass(slots=True)
@@ -31,6 +35,12 @@ class Slices:
     def correct(self, seats: Sequence[Seat], now_ns: int) -> None:
         """Take in what these have just seen, and put the corrections in force."""
         working = frozenset(seat.number for seat in seats if seat.at_work(now_ns))
+        for seat in seats:
+            for slot, span in seat.spans:
+                self.turns.report((seat.number, slot), span)
+        same = bool(self._past) and self._past[-1].working == working
+        if same and 0 < now_ns - self._past[-1].now_ns < EVERY_NS:
+            return
         began_ns = self.turns.at_ns
         played = self._play(seats, now_ns)
         if self._past and 0 < began_ns < self.turns.at_ns:
@@ -42,7 +52,7 @@ class Slices:
             if seat.limited:
                 among = working | {seat.number}
                 in_force = seat.grant.in_force(seat.index, now_ns).slice_ppm
-                wanted = seat.slicing.slice_ppm(among, _guessed(seat, among, seats, now_ns))
+                wanted = seat.slicing.slice_ppm(among, partial(_guessed, seat, among, seats, now_ns))
                 if wanted != in_force:
                     seat.grant.correct_slice(seat.index, wanted if wanted < PPM else 0)
                 slices_ppm[seat.number] = wanted
@@ -54,18 +64,19 @@ class Slices:
         """What each has had, and measured, since the turns were played before."""
         pending: dict[Key, Span] = {}
         for seat in seats:
-            for slot, span in seat.spans:
-                self.turns.report((seat.number, slot), span)
             pending.update({(seat.number, slot): span for slot, span in seat.pending().items()})
         played = self.turns.advance(now_ns - BEHIND_NS, pending)
+        grown_ns = {seat.number: seat.grown_ns for seat in seats}
+        for seat in seats:
+            seat.grown_ns = 0.0
         if all(seat.seen for seat in seats):
             return {number: (had.had_ns, had.worked_ns) for number, had in played.items()}
         # Too much is missed to know who was at work together. Then it is as if they met by chance.
         parts = {seat.number: seat.part for seat in seats if seat.part > 0}
         return {
             seat.number: (
-                seat.grown_ns * part_had([part for each, part in parts.items() if each != seat.number]),
-                seat.grown_ns,
+                grown_ns[seat.number] * part_had([each for key, each in parts.items() if key != seat.number]),
+                grown_ns[seat.number],
             )
             for seat in seats
         }
@@ -88,8 +99,6 @@ class Slices:
 
 def _guessed(seat: Seat, among: Among, seats: Sequence[Seat], now_ns: int) -> int:
     """As if all who are at work had enough of it."""
-    if len(among) < 2:
-        return PPM
     together = [each for each in seats if each.number in among]
     rates = tuple(
         each.grant.in_force(each.index, now_ns).rate_ppm if each.limited else PPM for each in together

@@ -14,7 +14,7 @@ all the same is made good soon: so much more or less is counted in the next mome
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -128,13 +128,13 @@ class Slicing:
         known.told_ns = known.told_ns * keep + max(0.0, told_ns)
         known.played_ns = known.played_ns * keep + had_ns
 
-    def slice_ppm(self, among: Among, guessed_ppm: int) -> int:
+    def slice_ppm(self, among: Among, guessed_ppm: Callable[[], int]) -> int:
         """The correction for what comes next, when these are at work; PPM is none."""
         if len(among) < 2:
             return PPM
         known = self._of(among)
         if known.worked_ns < ENOUGH_NS or known.passed_ns <= 0:
-            return max(LEAST_PPM, min(PPM, guessed_ppm))
+            return max(LEAST_PPM, min(PPM, guessed_ppm()))
         ratio = known.had_ns / known.worked_ns
         repaid = max(-REPAY_MOST, min(REPAY_MOST, self.carried_ns / REPAY_NS))
         used = max(REPAY_MOST / 2, known.had_ns / known.passed_ns)

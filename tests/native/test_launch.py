@@ -16,6 +16,10 @@ from vcuda.ledger import CardUse, Ledger
 CLIENTS = BUILD / "clients"
 PERCENT = 1.0
 """How far GPU time may be off: what is not measured is charged at the mean of what was."""
+NEARLY_ALL = 990_000
+"""A share of the card that is limited, and so measured finely, but holds none of these programs up for long."""
+COARSE_PERCENT = 4.0
+"""The same where nothing is limited: a handful of measurements stand for everything."""
 
 SCENARIOS = [
     "waited_for",
@@ -78,9 +82,18 @@ def look(tmp_path: Path, env: Mapping[str, str], scenario: str, **card: object) 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_gpu_time_is_the_cards(scenario: str, tmp_path: Path, simulated: Simulated) -> None:
-    outcome = look(tmp_path, simulated(), scenario)
+    outcome = look(tmp_path, simulated(), scenario, core_ppm=NEARLY_ALL, core_max_ppm=NEARLY_ALL)
     assert outcome.use.launches == outcome.taken
     assert abs(outcome.percent_off) <= PERCENT, outcome
+
+
+@pytest.mark.parametrize("scenario", ["waited_for", "queued", "small", "side_by_side"])
+def test_gpu_time_that_is_not_limited_is_measured_less_often(
+    scenario: str, tmp_path: Path, simulated: Simulated
+) -> None:
+    outcome = look(tmp_path, simulated(), scenario)
+    assert outcome.use.launches == outcome.taken
+    assert abs(outcome.percent_off) <= COARSE_PERCENT, outcome
 
 
 @pytest.mark.parametrize("scenario", ["each_way", "refused_and_captured"])
@@ -93,7 +106,7 @@ def test_launches_are_those_the_driver_took(scenario: str, tmp_path: Path, simul
 def test_whole_card_is_metered_too(scenario: str, tmp_path: Path, simulated: Simulated) -> None:
     outcome = look(tmp_path, simulated(), scenario, whole=True)
     assert outcome.use.launches == outcome.taken
-    assert abs(outcome.percent_off) <= PERCENT, outcome
+    assert abs(outcome.percent_off) <= COARSE_PERCENT, outcome
 
 
 def test_program_that_never_waits_is_accounted_when_it_ends(tmp_path: Path, simulated: Simulated) -> None:
@@ -108,7 +121,7 @@ def test_program_that_never_waits_is_accounted_when_it_ends(tmp_path: Path, simu
         ledger.reclaim()
         ended = ledger.read().ended[0]
     assert ended.launches == taken
-    assert abs(ended.gpu_ns - counted["busy_ns"]) <= PERCENT / 100 * counted["busy_ns"]
+    assert abs(ended.gpu_ns - counted["busy_ns"]) <= COARSE_PERCENT / 100 * counted["busy_ns"]
 
 
 def lines_of(env: Mapping[str, str], client: str) -> list[str]:

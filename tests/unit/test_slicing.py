@@ -49,7 +49,7 @@ class Stretched:
         chance = random.Random(7)
         for _ in range(round(seconds * SECOND / LOOK_NS)):
             at = len(self.true_ns)
-            slice_ppm = self.known.slice_ppm(self._among(at), 600_000)
+            slice_ppm = self.known.slice_ppm(self._among(at), lambda: 600_000)
             measured = min(LOOK_NS, self.share * LOOK_NS * PPM / slice_ppm)
             self.slices.append(slice_ppm)
             self._measured.append(measured)
@@ -156,7 +156,7 @@ def test_nobody_gets_or_loses_more_than_a_tenth_of_the_card_for_what_was() -> No
     assert CARRIED_MOST_NS / REPAY_NS > REPAY_MOST
     for slicing, carried in ((owes, CARRIED_MOST_NS), (owed, -CARRIED_MOST_NS)):
         usual.carried_ns = carried
-        assert usual.slice_ppm(PAIR, PPM) == pytest.approx(
+        assert usual.slice_ppm(PAIR, lambda: PPM) == pytest.approx(
             500_000 * (1 + (REPAY_MOST if carried > 0 else -REPAY_MOST) / 0.3), rel=0.001
         )
         assert slicing.carried_ns == carried
@@ -174,22 +174,22 @@ def test_correction_stays_within_its_bounds() -> None:
     none_had, all_had = known(0.001), known(1.0)
     all_had.carried_ns = CARRIED_MOST_NS
     none_had.carried_ns = -CARRIED_MOST_NS
-    assert (none_had.slice_ppm(PAIR, PPM), all_had.slice_ppm(PAIR, PPM)) == (LEAST_PPM, PPM)
-    assert Slicing().slice_ppm(PAIR, 0) == LEAST_PPM
+    assert (none_had.slice_ppm(PAIR, lambda: PPM), all_had.slice_ppm(PAIR, lambda: PPM)) == (LEAST_PPM, PPM)
+    assert Slicing().slice_ppm(PAIR, lambda: 0) == LEAST_PPM
 
 
 def test_guess_holds_until_something_is_known_of_these_very_neighbours() -> None:
     slicing = known(0.5)
-    assert slicing.slice_ppm(PAIR, 700_000) == 500_000
-    assert slicing.slice_ppm(PAIR | {3}, 700_000) == 700_000
-    assert slicing.slice_ppm(ALONE, 700_000) == PPM
+    assert slicing.slice_ppm(PAIR, lambda: 700_000) == 500_000
+    assert slicing.slice_ppm(PAIR | {3}, lambda: 700_000) == 700_000
+    assert slicing.slice_ppm(ALONE, lambda: 700_000) == PPM
 
 
 def test_sets_of_neighbours_that_did_not_come_back_are_forgotten() -> None:
     slicing = known(0.5)
     for number in range(SETS):
-        slicing.slice_ppm(frozenset({1, 100 + number}), 700_000)
-    assert slicing.slice_ppm(PAIR, 700_000) == 700_000
+        slicing.slice_ppm(frozenset({1, 100 + number}), lambda: 700_000)
+    assert slicing.slice_ppm(PAIR, lambda: 700_000) == 700_000
 
 
 def test_guess_for_one_that_is_alone_corrects_nothing() -> None:

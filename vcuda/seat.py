@@ -94,7 +94,7 @@ class Seat:
     missed: float = 0.0
     """The part of them that was overwritten before anybody looked, lately."""
     grown_ns: float = 0.0
-    """By its own clock, neighbours' turns included: work since somebody took it from here."""
+    """By its own clock, neighbours' turns included: work since the look before."""
     part: float = 0.0
     """Of the time in which it was at work, lately."""
     processes: dict[int, _Process] = field(default_factory=dict[int, _Process])
@@ -171,9 +171,9 @@ class Seat:
         self.reports_per_ns += gain * (reports / passed_ns - self.reports_per_ns)
         self.missed += gain * (max(0.0, 1 - _REPORTS / max(1, reports)) - self.missed)
         # Of several processes, each may have been at work all the time, but the share only once.
-        grown_ns = min(4.0 * LATELY_NS, max(0, view.gpu_ns - before.gpu_ns) * PPM / slice_ppm)
-        self.grown_ns += grown_ns
-        self.part = min(1.0, self.part + gain * (grown_ns / passed_ns - self.part))
+        grown_ns = max(0, view.gpu_ns - before.gpu_ns) * PPM / slice_ppm
+        self.grown_ns = min(grown_ns, 4.0 * LATELY_NS)
+        self.part = min(1.0, self.part + gain * (self.grown_ns / passed_ns - self.part))
 
     def _expect(self, process: _Process, worker: Worker, slice_ppm: int, now_ns: int) -> None:
         active_ns = worker.active_ns if worker.active_ns <= now_ns + _FUTURE_NS else 0

@@ -12,9 +12,6 @@ from vcuda.units import PPM
 BEHIND_NS = 44_000_000
 """The turns are played so late: work is reported when it has ended, and somebody looks."""
 
-EVERY_NS = 40_000_000
-"""And so often, unless others are at work than before: that is met at once."""
-
 
 @dataclass(slots=True)
 class _Past:
@@ -35,12 +32,6 @@ class Slices:
     def correct(self, seats: Sequence[Seat], now_ns: int) -> None:
         """Take in what these have just seen, and put the corrections in force."""
         working = frozenset(seat.number for seat in seats if seat.at_work(now_ns))
-        for seat in seats:
-            for slot, span in seat.spans:
-                self.turns.report((seat.number, slot), span)
-        same = bool(self._past) and self._past[-1].working == working
-        if same and 0 < now_ns - self._past[-1].now_ns < EVERY_NS:
-            return
         began_ns = self.turns.at_ns
         played = self._play(seats, now_ns)
         if self._past and 0 < began_ns < self.turns.at_ns:
@@ -64,19 +55,18 @@ class Slices:
         """What each has had, and measured, since the turns were played before."""
         pending: dict[Key, Span] = {}
         for seat in seats:
+            for slot, span in seat.spans:
+                self.turns.report((seat.number, slot), span)
             pending.update({(seat.number, slot): span for slot, span in seat.pending().items()})
         played = self.turns.advance(now_ns - BEHIND_NS, pending)
-        grown_ns = {seat.number: seat.grown_ns for seat in seats}
-        for seat in seats:
-            seat.grown_ns = 0.0
         if all(seat.seen for seat in seats):
             return {number: (had.had_ns, had.worked_ns) for number, had in played.items()}
         # Too much is missed to know who was at work together. Then it is as if they met by chance.
         parts = {seat.number: seat.part for seat in seats if seat.part > 0}
         return {
             seat.number: (
-                grown_ns[seat.number] * part_had([each for key, each in parts.items() if key != seat.number]),
-                grown_ns[seat.number],
+                seat.grown_ns * part_had([part for each, part in parts.items() if each != seat.number]),
+                seat.grown_ns,
             )
             for seat in seats
         }

@@ -276,7 +276,8 @@ void vcuda_meter_interrupt(CUstream stream, bool ptsz) {
     struct vcuda_stream_meter *meter = vcuda_meter_find(stream, ptsz);
     if (!meter)
         meter = vcuda_meter_known(handle);
-    /* A stream in which nothing has been launched yet: what is launched there will be held up all the same. */
+    /* A stream in which nothing has been launched yet: what is launched there will be held up all the same.
+     */
     if (!meter && !__atomic_load_n(&vcuda_captures, __ATOMIC_RELAXED) && vcuda_share())
         meter = vcuda_meter_get(vcuda_share(), stream, ptsz);
     if (meter)

@@ -17,7 +17,7 @@ CLIENTS = BUILD / "clients"
 PERCENT = 1.0
 """How far GPU time may be off: what is not measured is charged at the mean of what was."""
 NEARLY_ALL = 990_000
-"""A share of the card that is limited, and so measured finely, but holds none of these programs up for long."""
+"""A share that is limited, and so measured finely, but holds none of these programs up for long."""
 COARSE_PERCENT = 4.0
 """The same where nothing is limited: a handful of measurements stand for everything."""
 

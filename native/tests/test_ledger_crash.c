@@ -11,7 +11,7 @@
  * Arguments: kills (500).
  *
  * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c native/shim/bucket.c
- * -DVCUDA_LEDGER_POINTS
+ * build: -DVCUDA_LEDGER_POINTS
  */
 #include "ledger_common.h"
 

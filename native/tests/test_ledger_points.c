@@ -9,7 +9,7 @@
  * was short.
  *
  * build: native/shim/ledger.c native/shim/ledger_file.c native/shim/ledger_slots.c native/shim/bucket.c
- * -DVCUDA_LEDGER_POINTS
+ * build: -DVCUDA_LEDGER_POINTS
  */
 #include "ledger_parts.h"
 #include "ledger_puppet.h"

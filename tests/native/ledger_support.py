@@ -70,8 +70,8 @@ def promises(source: str) -> list[str]:
 
 def build_line(source: Path) -> list[str]:
     """What else a program is made of: files and flags."""
-    found = re.search(r"^(?://| \*) build: (.*)$", source.read_text(), re.MULTILINE)
-    return found[1].split() if found else []
+    found = re.findall(r"^(?://| \*) build: (.*)$", source.read_text(), re.MULTILINE)
+    return " ".join(found).split()
 
 
 def build(source: Path, variant: Variant = PLAIN, *, replaced: Mapping[str, Path] | None = None) -> Path:

@@ -49,7 +49,6 @@ enum vcuda_grant_status vcuda_grant_check(const void *data, size_t bytes, char *
 void vcuda_bucket_refill(struct vcuda_bucket *bucket, uint64_t now_ns, uint32_t rate_ppm);
 int64_t vcuda_bucket_balance(const struct vcuda_bucket *bucket);
 uint64_t vcuda_bucket_take(struct vcuda_bucket *bucket, uint64_t cost_ns);
-uint64_t vcuda_bucket_wait_ns(const struct vcuda_bucket *bucket, uint64_t ticket);
 uint64_t vcuda_bucket_wait_at_ns(const struct vcuda_bucket *bucket, uint64_t ticket, uint32_t rate_ppm);
 void vcuda_bucket_correct(struct vcuda_bucket *bucket, int64_t more_ns);
 

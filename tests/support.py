@@ -85,13 +85,13 @@ def no_driver_environment(tmp_path: Path) -> dict[str, str]:
 
 def machine_state(env: Mapping[str, str]) -> dict[str, Any]:
     """What the simulated driver itself counts: simgpu-stat's JSON."""
+    return told(env, SIMULATOR / "simgpu-stat")
+
+
+def told(env: Mapping[str, str], program: Path, *, timeout: float = 20) -> dict[str, Any]:
+    """What a program prints as JSON."""
     done = subprocess.run(
-        [str(SIMULATOR / "simgpu-stat")],
-        env=dict(env),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=20,
+        [str(program)], env=dict(env), capture_output=True, text=True, check=True, timeout=timeout
     )
     return json.loads(done.stdout)
 

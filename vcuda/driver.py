@@ -115,7 +115,7 @@ def simulated_at(runtime: Path, directory: str) -> Driver:
         VcudaError: it does not answer.
 
     """
-    return _simulated(runtime, _simulated_environment(directory), asked=directory)
+    return _simulated(runtime, leading_to(directory), asked=directory)
 
 
 def simulated_environment(runtime: Path, models: str) -> dict[str, str]:
@@ -129,7 +129,7 @@ def simulated_environment(runtime: Path, models: str) -> dict[str, str]:
     """
     own = os.environ.get("SIMGPU_DIR")
     machine = Path(own).absolute() if own else runtime / "sim" / re.sub(r"[^A-Za-z0-9._-]", "_", models)
-    return {**_simulated_environment(str(machine)), "SIMGPU_CARDS": models}
+    return {**leading_to(str(machine)), "SIMGPU_CARDS": models}
 
 
 def ask(
@@ -143,12 +143,11 @@ def ask(
         VcudaError: the driver did not answer.
 
     """
-    base = {name: value for name, value in os.environ.items() if name not in _OURS}
     try:
         done = subprocess.run(
             # -P: modules that lie beside the probe are not found in place of Python's own.
             [sys.executable, "-P", str(_PROBE), *question],
-            env={**base, **environment, **(under or {})},
+            env={**outside_shares(environment), **(under or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -164,7 +163,13 @@ def ask(
     return {**json.loads(done.stdout), "stderr": done.stderr.strip()}
 
 
-def _simulated_environment(directory: str) -> dict[str, str]:
+def outside_shares(environment: Mapping[str, str]) -> dict[str, str]:
+    """The own environment without what puts a process into a share, and with what leads to a driver."""
+    return {**{name: value for name, value in os.environ.items() if name not in _OURS}, **environment}
+
+
+def leading_to(directory: str) -> dict[str, str]:
+    """The variables that lead a program to the simulated machine that is kept in `directory`."""
     library_path = str(libraries.simulator())
     before = os.environ.get("LD_LIBRARY_PATH")
     return {

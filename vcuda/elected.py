@@ -5,12 +5,11 @@ When that one ends, however it ends, the kernel gives the lock to another, which
 """
 
 import fcntl
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from threading import Event, Thread
 
-from vcuda import libraries
+from vcuda.driver import leading_to
 from vcuda.governor import Governor, Member
 from vcuda.ledger import Ledger
 from vcuda.registry import Registry, Share
@@ -68,7 +67,7 @@ def member(share: Share) -> Member:
         grant=share.path / "grant",
         ledger=ledger,
         pids=lambda: _own(ledger),
-        driver=_driver(share.sim_dir),
+        driver={} if share.sim_dir is None else leading_to(share.sim_dir),
     )
 
 
@@ -76,14 +75,3 @@ def _own(path: Path) -> Collection[int]:
     """The pids that mean something here; the driver knows no others."""
     with Ledger(path) as ledger:
         return ledger.pids().get(Path("/proc/self/ns/pid").stat().st_ino, set())
-
-
-def _driver(sim_dir: str | None) -> dict[str, str]:
-    if sim_dir is None:
-        return {}
-    library_path = str(libraries.simulator())
-    before = os.environ.get("LD_LIBRARY_PATH")
-    return {
-        "LD_LIBRARY_PATH": f"{library_path}:{before}" if before else library_path,
-        "SIMGPU_DIR": sim_dir,
-    }

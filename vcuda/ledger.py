@@ -98,21 +98,7 @@ class Bucket:
 
     def balance_at(self, now_ns: int) -> int:
         """The balance as it will be found at `now_ns`."""
-        if self.refill_ns == 0:
-            return BURST_NS
-        income_ns = max(0, now_ns - self.refill_ns) * self.rate_ppm // lib.VCUDA_PPM
-        return min(BURST_NS, self.balance_ns + income_ns)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """A card's part of a ledger as it is watched: without asking who is alive, which takes system calls."""
-
-    bucket: Bucket
-    gpu_ns: int
-    """Of all processes, those that are gone included."""
-    workers: tuple[tuple[int, int, int], ...]
-    """Of each slot in use: its index, when it last paid for work (CLOCK_MONOTONIC), what it has launched."""
+        return balance_at(self.balance_ns, self.refill_ns, self.rate_ppm, now_ns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,27 +206,6 @@ class Ledger:
         buckets = tuple(_bucket(header.cards[index]) for index in range(cards))
         return Reading(processes=tuple(processes), ended=ended, buckets=buckets)
 
-    def load(self, card: int) -> Load:
-        """What is at work on the grant's `card`-th card.
-
-        Raises:
-            LedgerError: somebody has cut the file short; to read it would be the end of this process.
-
-        """
-        if self._path.stat().st_size < self._bytes:
-            raise LedgerError(f"ledger {self._path}: has been cut short")
-        header = self._map.header
-        all_of_card = header.cards[card]
-        gpu_ns = all_of_card.ended_gpu_ns
-        workers: list[tuple[int, int, int]] = []
-        for index in range(min(header.slots_high, self._map.slot_count)):
-            slot = lib.vcuda_ledger_slot(self._map, index)
-            if slot.in_use:
-                use = slot.cards[card]
-                gpu_ns += use.gpu_ns
-                workers.append((index, use.active_ns, use.launches))
-        return Load(bucket=_bucket(all_of_card), gpu_ns=gpu_ns, workers=tuple(workers))
-
     def pids(self) -> dict[int, set[int]]:
         """The pids of the living processes, by the inode of the pid namespace in which they are these."""
         found: dict[int, set[int]] = {}
@@ -250,11 +215,24 @@ class Ledger:
         return found
 
 
+def balance_of(supply_ns: int, demand_ns: int) -> int:
+    """The difference of a bucket's two counters, which wrap, in ns; negative: that is owed."""
+    balance = (supply_ns - demand_ns) % 2**64
+    return balance - 2**64 if balance >= 2**63 else balance
+
+
+def balance_at(balance_ns: int, refill_ns: int, rate_ppm: int, now_ns: int) -> int:
+    """A balance as of `refill_ns`, in ns, as it will be found at `now_ns`; a new bucket (0) is full."""
+    if refill_ns == 0:
+        return BURST_NS
+    income_ns = max(0, now_ns - refill_ns) * rate_ppm // lib.VCUDA_PPM
+    return min(BURST_NS, balance_ns + income_ns)
+
+
 def _bucket(card: Any) -> Bucket:  # noqa: ANN401 (a cffi struct)
     bucket = card.bucket
-    balance = (bucket.supply_ns - bucket.demand_ns) % 2**64
     return Bucket(
-        balance_ns=balance - 2**64 if balance >= 2**63 else balance,
+        balance_ns=balance_of(bucket.supply_ns, bucket.demand_ns),
         refill_ns=bucket.refill_ns,
         active_ns=card.active_ns,
         starved_ns=card.starved_ns,

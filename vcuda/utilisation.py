@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vcuda.driver import outside_shares
+
 _PROGRAM = Path(__file__).with_name("sampler.py")
 _SILENT_NS = 30_000_000_000
 """A driver may take long to start. One that does not answer for so long is hung."""
@@ -80,16 +82,11 @@ class Utilisation:
                     pipe.close()
 
     def _start(self) -> None:
-        base = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("VCUDA_GRANT_DIR", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
-        }
         try:
             process = subprocess.Popen(
                 # -P as in driver.ask; a session of its own, which no key in a terminal reaches.
                 [sys.executable, "-P", str(_PROGRAM)],
-                env={**base, **self._environment},
+                env=outside_shares(self._environment),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

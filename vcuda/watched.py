@@ -7,7 +7,7 @@ from typing import Any
 
 from vcuda._abi import ffi, lib
 from vcuda.errors import LedgerError
-from vcuda.ledger import BURST_NS, Ledger
+from vcuda.ledger import Ledger, balance_at, balance_of
 
 _LENGTH_BITS = 40
 _LENGTH_MASK = (1 << _LENGTH_BITS) - 1
@@ -54,18 +54,10 @@ class View:
     workers: tuple[Worker, ...]
     """Of the slots in use."""
 
-    @property
-    def balance_ns(self) -> int:
-        """Negative: that is owed. As of `refill_ns`."""
-        balance = (self.supply_ns - self.demand_ns) % 2**64
-        return balance - 2**64 if balance >= 2**63 else balance
-
     def balance_at(self, now_ns: int) -> int:
         """The balance as it will be found at `now_ns`."""
-        if self.refill_ns == 0:
-            return BURST_NS
-        income_ns = max(0, now_ns - self.refill_ns) * self.rate_ppm // lib.VCUDA_PPM
-        return min(BURST_NS, self.balance_ns + income_ns)
+        balance_ns = balance_of(self.supply_ns, self.demand_ns)
+        return balance_at(balance_ns, self.refill_ns, self.rate_ppm, now_ns)
 
     def fresh(self, before: "View | None") -> list[Busy]:
         """The intervals that were not there before, oldest report first or nearly so."""

@@ -133,10 +133,6 @@ uint64_t vcuda_bucket_wait_at_ns(const struct vcuda_bucket *bucket, uint64_t tic
     return behind <= 0 ? 0 : time_for((uint64_t)behind, clamped(rate_ppm));
 }
 
-uint64_t vcuda_bucket_wait_ns(const struct vcuda_bucket *bucket, uint64_t ticket) {
-    return vcuda_bucket_wait_at_ns(bucket, ticket, __atomic_load_n(&bucket->rate_ppm, __ATOMIC_RELAXED));
-}
-
 void vcuda_bucket_correct(struct vcuda_bucket *bucket, int64_t more_ns) {
     int64_t most = VCUDA_DEBT_NS;
     move(bucket, more_ns > most ? -most : more_ns < -most ? most : -more_ns);

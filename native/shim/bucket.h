@@ -43,8 +43,6 @@ uint64_t vcuda_bucket_take(struct vcuda_bucket *bucket, uint64_t cost_ns);
 /* How long it is until the ticket is reached at `rate_ppm`, in ns; 0 = it is. As of the last refill. At most
  * until the bucket is full: a ticket beyond that is of a bucket that was put right meanwhile. */
 uint64_t vcuda_bucket_wait_at_ns(const struct vcuda_bucket *bucket, uint64_t ticket, uint32_t rate_ppm);
-/* The same at the share that the bucket was last refilled with, as the ledger says. */
-uint64_t vcuda_bucket_wait_ns(const struct vcuda_bucket *bucket, uint64_t ticket);
 
 /* Work took more (less, if negative) than was paid for it. Takes no balance below -VCUDA_DEBT_NS, lifts none
  * above the burst. */

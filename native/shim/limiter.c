@@ -8,7 +8,6 @@
 #include "limiter.h"
 
 #include <string.h>
-#include <time.h>
 
 #include "bucket.h"
 #include "lock.h"
@@ -31,12 +30,6 @@ static struct {
     vcuda_lock lock;
     struct vcuda_plan plan;
 } cards[VCUDA_MAX_CARDS];
-
-static uint64_t clock_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
 
 /* ---- what the grant says ---- */
 
@@ -89,12 +82,13 @@ struct visit {
     uint64_t ticket;
     uint64_t at_ns;    /* when it is expected to go */
     uint64_t known_ns; /* when what was launched before is expected to have ended */
+    uint64_t late_ns;  /* charged for work that goes on longer than expected, when it was last looked */
     bool waits;        /* for its ticket */
 };
 
 /* The clock is read last: time that others have seen pass in between is not to look like garbage. */
 static uint64_t refill(const struct visit *visit) {
-    uint64_t now = clock_ns();
+    uint64_t now = vcuda_clock_ns();
     vcuda_bucket_refill(&visit->ledger->bucket, now, rate_of(visit->grant, now));
     return now;
 }
@@ -179,17 +173,17 @@ static uint64_t together(const struct visit *visit, uint64_t left_ns, uint64_t n
 
 /* How long it is until the launch may go. What was charged for work that goes on delays it for LATE_NS at
  * most: it may be the launch that this work waits for. */
-static uint64_t left_ns(const struct visit *visit, uint64_t now_ns, uint64_t waited_ns, uint64_t late_ns) {
+static uint64_t left_ns(const struct visit *visit, uint64_t now_ns, uint64_t waited_ns) {
     uint64_t left = ticket_wait_ns(visit, visit->ticket, now_ns);
-    uint64_t otherwise = ticket_wait_ns(visit, visit->ticket - late_ns, now_ns);
+    uint64_t otherwise = ticket_wait_ns(visit, visit->ticket - visit->late_ns, now_ns);
     uint64_t patience = waited_ns < LATE_NS ? LATE_NS - waited_ns : 0;
-    if (late_ns && left > patience)
+    if (visit->late_ns && left > patience)
         left = otherwise > patience ? otherwise : patience;
-    return left > SOON_NS ? left : 0;
+    return together(visit, left > SOON_NS ? left : 0, now_ns);
 }
 
-static uint64_t look(const struct visit *visit) {
-    return visit->order->look(visit->order->argument);
+static void look(struct visit *visit) {
+    visit->late_ns = visit->order->look(visit->order->argument);
 }
 
 /* The same of a launch of unknown cost: not while something like it is being measured. */
@@ -228,11 +222,11 @@ static uint64_t least(uint64_t a, uint64_t b) {
 }
 
 /* Time passes until the ticket is reached; the time then. */
-static uint64_t wait_for_it(const struct vcuda_share *share, int card, const struct visit *visit) {
+static uint64_t wait_for_it(const struct vcuda_share *share, int card, struct visit *visit) {
     uint32_t changes =
         load32(&visit->grant->changes); /* before looking: a change in between ends the sleep */
-    uint64_t late = look(visit), began = refill(visit), now = began, pause = FIRST_LOOK_NS;
-    uint64_t left = hold_ns(visit, together(visit, left_ns(visit, now, 0, late), now));
+    uint64_t began = refill(visit), now = began, pause = FIRST_LOOK_NS;
+    uint64_t left = hold_ns(visit, left_ns(visit, now, 0));
     bool owed = false;
     if (!left)
         return now;
@@ -240,7 +234,7 @@ static uint64_t wait_for_it(const struct vcuda_share *share, int card, const str
         vcuda_ledger_reclaim(&share->ledger);
         owed = others_owe(share, card, visit->slot);
         now = refill(visit);
-        left = hold_ns(visit, together(visit, left_ns(visit, now, now - began, late), now));
+        left = hold_ns(visit, left_ns(visit, now, now - began));
     }
     __atomic_fetch_add(&visit->slot->waits, 1, __ATOMIC_RELAXED);
     while (left) {
@@ -261,9 +255,9 @@ static uint64_t wait_for_it(const struct vcuda_share *share, int card, const str
         if (owed)
             vcuda_ledger_reclaim(&share->ledger);
         changes = load32(&visit->grant->changes);
-        late = look(visit);
+        look(visit);
         now = refill(visit);
-        left = together(visit, left_ns(visit, now, now - began, late), now);
+        left = left_ns(visit, now, now - began);
         if (left < (now - began) / LITTLE + LITTLE_NS) /* it is paid for all the same */
             left = 0;
         left = hold_ns(visit, left);
@@ -322,24 +316,21 @@ void vcuda_limiter_settle(const struct vcuda_share *share, int card, uint64_t us
 }
 
 uint64_t vcuda_limiter_end_of(int card, const void *stream) {
-    uint64_t end = 0;
     vcuda_lock_take(&cards[card].lock);
-    for (int i = 0; i < VCUDA_PLAN_LANES; i++)
-        if (cards[card].plan.lane[i].stream == stream)
-            end = cards[card].plan.lane[i].until_ns;
+    uint64_t end = vcuda_plan_end(&cards[card].plan, stream);
     vcuda_lock_give(&cards[card].lock);
     return end;
 }
 
 void vcuda_limiter_idle(int card, const void *stream) {
     vcuda_lock_take(&cards[card].lock);
-    vcuda_plan_idle(&cards[card].plan, stream, clock_ns());
+    vcuda_plan_idle(&cards[card].plan, stream, vcuda_clock_ns());
     vcuda_lock_give(&cards[card].lock);
 }
 
 void vcuda_limiter_move(int card, const void *stream, int64_t later_ns) {
     vcuda_lock_take(&cards[card].lock);
-    vcuda_plan_move(&cards[card].plan, stream, later_ns, clock_ns());
+    vcuda_plan_move(&cards[card].plan, stream, later_ns, vcuda_clock_ns());
     vcuda_lock_give(&cards[card].lock);
 }
 

@@ -1,15 +1,9 @@
 /*
- * Metering: where events are recorded and what is made of them.
+ * Metering: where events are recorded. What is made of them: meter_read.c.
  *
- * A measured launch has an event before and one behind it. What ran in its stream since the measured launch
- * before is known exactly where the stream neither ran dry between the two nor was held up by something but
- * kernels: it did not run dry if the earlier events had not been reached when the later ones were recorded.
- * Else it is the sum of the expected costs, at most the time that passed. Intervals of a context's streams
- * are merged on the GPU's clock, so that overlapping work counts once.
- *
+ * A measured launch has an event before and one behind it; the end of what a stream holds may have one too.
  * An event in a stream that has run dry tells when it was recorded, not when the work before it ended. So
- * nothing is ever recorded behind work that may have ended, and what passes on the host between the first
- * event and the launch is taken off where the stream may have been dry.
+ * nothing is ever recorded behind work that may have ended, but for the event before a measured launch.
  */
 #include "meter.h"
 
@@ -224,7 +218,7 @@ void vcuda_meter_close(struct vcuda_ticket *ticket, CUresult result) {
     vcuda_leave(&visit);
 }
 
-/* ---- waits ---- */
+/* ---- the ends of what streams hold ---- */
 
 struct vcuda_sample *vcuda_meter_tail(struct vcuda_stream_meter *meter) {
     if (!meter->key || !vcuda_meter_holds_more(meter) || !vcuda_is_ours(meter) || meter->card < 0 ||

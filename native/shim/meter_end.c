@@ -50,8 +50,7 @@ static void close_books(struct vcuda_share *share, struct vcuda_context_meter *c
 static void account_unread(struct vcuda_share *share, struct vcuda_context_meter *context) {
     for (uint32_t i = 0; i < context->samples; i++) {
         const struct vcuda_sample *sample = &context->sample[context->order[i]];
-        bool known = sample->cost && sample->cost->key == sample->cost_key;
-        uint64_t own = known ? sample->cost->ns : 0;
+        uint64_t own = vcuda_sample_cost_ns(sample);
         vcuda_meter_account(share, context->card, sample->expected_ns + own * (1 + sample->unknown),
                             sample->charged_ns);
     }

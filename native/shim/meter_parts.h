@@ -3,8 +3,6 @@
 #ifndef VCUDA_METER_PARTS_H
 #define VCUDA_METER_PARTS_H
 
-#include <time.h>
-
 #include "busy.h"
 #include "meter.h"
 
@@ -151,12 +149,6 @@ static inline uint64_t vcuda_meter_pending(const struct vcuda_stream_meter *mete
 
 /* ---- for all parts ---- */
 
-static inline uint64_t vcuda_clock_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 /* Fewer events are recorded where nothing is limited. */
 static inline uint64_t vcuda_coarse(const struct vcuda_stream_meter *meter) {
     return meter->paid_ns == VCUDA_UNLIMITED ? VCUDA_COARSE : 1;
@@ -165,6 +157,22 @@ static inline uint64_t vcuda_coarse(const struct vcuda_stream_meter *meter) {
 /* Whether it is this thread's to record in, to ask about or to wait for. */
 static inline bool vcuda_is_ours(const struct vcuda_stream_meter *meter) {
     return !meter->thread || meter->thread == &vcuda_here;
+}
+
+/* Whether something but kernels entered it since its last sample. */
+static inline bool vcuda_is_held_up(const struct vcuda_stream_meter *meter) {
+    return __atomic_load_n(&meter->interrupted, __ATOMIC_RELAXED) ||
+           meter->interruptions != __atomic_load_n(&vcuda_interruptions, __ATOMIC_RELAXED);
+}
+
+/* What is known of launches like a sample's own; NULL where it has none, or its place is another kind's by
+ * now. */
+static inline struct vcuda_cost *vcuda_sample_cost(const struct vcuda_sample *sample) {
+    return sample->cost && sample->cost->key == sample->cost_key ? sample->cost : NULL;
+}
+static inline uint64_t vcuda_sample_cost_ns(const struct vcuda_sample *sample) {
+    const struct vcuda_cost *cost = vcuda_sample_cost(sample);
+    return cost ? cost->ns : 0;
 }
 
 /* Let go of an event. */

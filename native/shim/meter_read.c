@@ -70,15 +70,14 @@ uint64_t vcuda_meter_take_charge(struct vcuda_stream_meter *meter) {
 }
 
 /*
- * How long a launch ran whose stream was dry: its events' distance, but for what the host took from the one
- * to the launch, which is about half of what it took to get there and back. Where it took much longer than
- * usual, nothing is learned: what is known decides, as far as it can be true.
+ * How long a launch ran whose stream was dry: its events' distance, but for what the host took from the first
+ * of them to the launch. Where that took much longer than usual, nothing is learned: what is known decides,
+ * as far as it can be true.
  */
 static uint64_t without_delay(struct vcuda_share *share, const struct vcuda_sample *sample, uint64_t own) {
-    uint64_t known = sample->cost && sample->cost->key == sample->cost_key ? sample->cost->ns : 0;
     uint64_t slack = sample->slack_ns, most = own > 1 ? own - 1 : 1;
     uint64_t likely = own > sample->delay_ns ? own - sample->delay_ns : 1;
-    known = vcuda_limiter_measured_ns(share, sample->meter->card, known);
+    uint64_t known = vcuda_limiter_measured_ns(share, sample->meter->card, vcuda_sample_cost_ns(sample));
     bool usual = slack < 2 * usual_slack_ns;
     uint64_t seen = usual ? slack : 2 * usual_slack_ns;
     usual_slack_ns = (uint64_t)((int64_t)usual_slack_ns + ((int64_t)seen - (int64_t)usual_slack_ns) / 16);
@@ -138,7 +137,7 @@ static void adjust_plan(const struct vcuda_context_meter *context, const struct 
 
 /* How much launches of one kind differ, in this stream. */
 static void differ(struct vcuda_stream_meter *meter, const struct vcuda_sample *sample, uint64_t cost_ns) {
-    uint64_t known = sample->cost && sample->cost->key == sample->cost_key ? sample->cost->ns : 0;
+    uint64_t known = vcuda_sample_cost_ns(sample);
     uint64_t off = known > cost_ns ? known - cost_ns : cost_ns - known;
     if (known)
         meter->varies = (uint16_t)((meter->varies * 7 + 256 * (off < known ? off : known) / known) / 8);
@@ -284,8 +283,9 @@ void vcuda_meter_settle(struct vcuda_share *share, struct vcuda_stream_meter *me
      * before. */
     uint64_t now = context->lag_ns ? on_gpu(context, clock) : ORIGIN_NS;
     uint64_t from = now - pending;
-    if (guess.from_ns && context->lag_ns && guess.from_ns - (uint64_t)context->lag_ns < from)
-        from = guess.from_ns - (uint64_t)context->lag_ns;
+    uint64_t began = on_gpu(context, guess.from_ns);
+    if (began && began < from)
+        from = began;
     from = from > meter->last_end_ns ? from : meter->last_end_ns;
     uint64_t to = from + pending < now + CLOCKS_NS ? from + pending : now + CLOCKS_NS;
     if (to > meter->last_end_ns)
@@ -313,12 +313,10 @@ static uint64_t pay_late(struct vcuda_share *share, struct vcuda_context_meter *
 
 uint64_t vcuda_meter_pay_late(struct vcuda_share *share, struct vcuda_context_meter *context) {
     uint64_t late = 0, now = vcuda_clock_ns();
-    uint32_t interruptions = __atomic_load_n(&vcuda_interruptions, __ATOMIC_RELAXED);
     for (uint32_t i = 0; i < context->samples; i++) {
         struct vcuda_sample *sample = &context->sample[context->order[i]];
-        const struct vcuda_stream_meter *meter = sample->meter;
         if (__atomic_load_n(&sample->state, __ATOMIC_ACQUIRE) != VCUDA_SAMPLE_PENDING || !sample->until_ns ||
-            !sample->clean || meter->interrupted || meter->interruptions != interruptions)
+            !sample->clean || vcuda_is_held_up(sample->meter))
             continue;
         if (now > sample->until_ns + LATE_LEAST_NS)
             late += pay_late(share, context, sample, sample->until_ns, now);

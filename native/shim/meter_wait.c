@@ -149,11 +149,6 @@ void vcuda_meter_look(struct vcuda_share *share, bool all) {
     vcuda_leave(&visit);
 }
 
-static bool is_held_up(const struct vcuda_stream_meter *meter) {
-    return __atomic_load_n(&meter->interrupted, __ATOMIC_RELAXED) ||
-           meter->interruptions != __atomic_load_n(&vcuda_interruptions, __ATOMIC_RELAXED);
-}
-
 void vcuda_meter_watch(struct vcuda_share *share, struct vcuda_watch *watch) {
     struct vcuda_visit visit;
     *watch = (struct vcuda_watch){0};
@@ -166,7 +161,7 @@ void vcuda_meter_watch(struct vcuda_share *share, struct vcuda_watch *watch) {
     watch->sole = working == 1;
     for (struct vcuda_stream_meter *meter = context->streams; meter && watch->count < VCUDA_WATCHED;
          meter = meter->next)
-        if (meter->key && vcuda_meter_holds_more(meter) && vcuda_is_ours(meter) && !is_held_up(meter) &&
+        if (meter->key && vcuda_meter_holds_more(meter) && vcuda_is_ours(meter) && !vcuda_is_held_up(meter) &&
             meter->varies > VCUDA_VARIES) {
             watch->stream[watch->count].meter = meter;
             watch->stream[watch->count].work_ns = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
@@ -193,7 +188,8 @@ void vcuda_meter_watched(struct vcuda_share *share, const struct vcuda_watch *wa
             if (meter == watch->stream[i].meter && meter->key &&
                 meter->sequence == watch->stream[i].sequence && meter->unknown == watch->stream[i].unknown &&
                 __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED) == watch->stream[i].work_ns &&
-                !is_held_up(meter) && vcuda_meter_captures(meter->stream, false) == VCUDA_CAPTURES_NOT) {
+                !vcuda_is_held_up(meter) &&
+                vcuda_meter_captures(meter->stream, false) == VCUDA_CAPTURES_NOT) {
                 if (vcuda_real.cuStreamQuery(meter->stream) == CUDA_ERROR_NOT_READY)
                     vcuda_meter_prove(share, meter, watch->since_ns, now, false);
                 else if (watch->sole && waited > 3 * notice) /* whose end was noticed just now? */
@@ -251,7 +247,8 @@ uint64_t vcuda_meter_unmeasured_ns(struct vcuda_share *share, struct vcuda_strea
         vcuda_meter_harvest(share, context);
         for (uint32_t i = 0; i < context->samples; i++) {
             const struct vcuda_sample *sample = &context->sample[context->order[i]];
-            bool unknown = sample->cost && sample->cost->key == sample->cost_key && !sample->cost->ns;
+            const struct vcuda_cost *cost = vcuda_sample_cost(sample);
+            bool unknown = cost && !cost->ns;
             uint64_t until = sample->opened_ns + PATIENCE_NS;
             if (unknown && sample->clean && !sample->meter->interrupted && until > now && until - now > left)
                 left = until - now;

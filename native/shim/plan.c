@@ -11,16 +11,23 @@ static uint64_t later(uint64_t a, uint64_t b) {
     return a > b ? a : b;
 }
 
+/* The stream's own lane, or VCUDA_PLAN_LANES. */
+static uint32_t own_lane(const struct vcuda_plan *plan, const void *stream) {
+    uint32_t lane = 0;
+    while (lane < VCUDA_PLAN_LANES && !(plan->lane[lane].stream == stream && plan->lane[lane].until_ns))
+        lane++;
+    return lane;
+}
+
 /* The stream's own lane; else the one that has had nothing to do for longest at `at_ns`, so that no stream
  * that is at work now is forgotten for a launch that comes later; else the common one. */
 static uint32_t lane_of(const struct vcuda_plan *plan, const void *stream, uint64_t at_ns) {
-    uint32_t idle = 0;
-    for (uint32_t i = 0; i < VCUDA_PLAN_LANES; i++) {
-        if (plan->lane[i].stream == stream && plan->lane[i].until_ns)
-            return i;
+    uint32_t own = own_lane(plan, stream), idle = 0;
+    if (own < VCUDA_PLAN_LANES)
+        return own;
+    for (uint32_t i = 1; i < VCUDA_PLAN_LANES; i++)
         if (plan->lane[i].until_ns < plan->lane[idle].until_ns)
             idle = i;
-    }
     return plan->lane[idle].until_ns <= at_ns ? idle : VCUDA_PLAN_LANES;
 }
 
@@ -72,11 +79,9 @@ static void shrink(struct vcuda_plan *plan, uint64_t now_ns) {
         plan->until_ns = until;
 }
 
-static struct vcuda_lane *known(struct vcuda_plan *plan, const void *stream) {
-    for (uint32_t i = 0; i < VCUDA_PLAN_LANES; i++)
-        if (plan->lane[i].stream == stream && plan->lane[i].until_ns)
-            return &plan->lane[i];
-    return NULL;
+uint64_t vcuda_plan_end(const struct vcuda_plan *plan, const void *stream) {
+    uint32_t lane = own_lane(plan, stream);
+    return lane < VCUDA_PLAN_LANES ? plan->lane[lane].until_ns : 0;
 }
 
 /* Neither before now nor farther away than any launch is taken to last: the arithmetic must not wrap. */
@@ -90,8 +95,9 @@ static uint64_t moved(uint64_t until_ns, int64_t later_ns, uint64_t now_ns) {
 }
 
 void vcuda_plan_move(struct vcuda_plan *plan, const void *stream, int64_t later_ns, uint64_t now_ns) {
-    struct vcuda_lane *lane = known(plan, stream);
-    if (lane) {
+    uint32_t own = own_lane(plan, stream);
+    if (own < VCUDA_PLAN_LANES) {
+        struct vcuda_lane *lane = &plan->lane[own];
         lane->until_ns = moved(lane->until_ns, later_ns, now_ns);
         plan->until_ns = later(plan->until_ns, lane->until_ns);
     }
@@ -99,8 +105,8 @@ void vcuda_plan_move(struct vcuda_plan *plan, const void *stream, int64_t later_
 }
 
 void vcuda_plan_idle(struct vcuda_plan *plan, const void *stream, uint64_t now_ns) {
-    struct vcuda_lane *lane = known(plan, stream);
-    if (lane && lane->until_ns > now_ns)
-        lane->until_ns = now_ns;
+    uint32_t own = own_lane(plan, stream);
+    if (own < VCUDA_PLAN_LANES && plan->lane[own].until_ns > now_ns)
+        plan->lane[own].until_ns = now_ns;
     shrink(plan, now_ns);
 }

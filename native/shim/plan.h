@@ -42,6 +42,8 @@ struct vcuda_step vcuda_plan_look(const struct vcuda_plan *plan, const void *str
 /* It goes. */
 void vcuda_plan_do(struct vcuda_plan *plan, const void *stream, const struct vcuda_step *step,
                    uint32_t weight);
+/* When the stream's work is expected to end; 0 = nothing is known of it. */
+uint64_t vcuda_plan_end(const struct vcuda_plan *plan, const void *stream);
 /* The stream's work will end so much later than expected; earlier, if negative. */
 void vcuda_plan_move(struct vcuda_plan *plan, const void *stream, int64_t later_ns, uint64_t now_ns);
 /* The stream is known to be empty. */

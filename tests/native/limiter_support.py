@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import mmap
 import os
 import platform
@@ -20,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support import BUILD, GIB, card_uuids, make_share, shim_environment
+from tests.support import BUILD, GIB, card_uuids, make_share, shim_environment, told
 from vcuda._abi import ffi, lib
 from vcuda.ledger import Ledger
 
@@ -50,15 +49,7 @@ class Timeline:
 
 def timeline(env: Mapping[str, str]) -> Timeline:
     """The first card's."""
-    done = subprocess.run(
-        [str(CLIENTS / "limiter_stat")],
-        env=dict(env),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=STUCK_SECONDS,
-    )
-    return Timeline(**json.loads(done.stdout))
+    return Timeline(**told(env, CLIENTS / "limiter_stat", timeout=STUCK_SECONDS))
 
 
 def share_between(before: Timeline, after: Timeline) -> float:

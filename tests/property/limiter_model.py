@@ -150,7 +150,7 @@ class Model:
     def _look(self, launch: Launch, index: int) -> None:
         if launch.died_ns is not None or launch.admitted_ns is not None:
             return
-        wait = lib.vcuda_bucket_wait_ns(self.bucket, launch.ticket)
+        wait = lib.vcuda_bucket_wait_at_ns(self.bucket, launch.ticket, self.bucket.rate_ppm)
         if wait > SOON:
             launch.sleeps += 1
             asleep = launch.sleeps

@@ -373,8 +373,13 @@ def _error(what: str, had: Had, from_ns: int, to_ns: int, wanted: float, *, at_l
     return Check(what=what, value=share, bound=bound, unit="%", around=wanted)
 
 
-def _pause(had: Had) -> tuple[int, int]:
-    """From when to when it paused."""
+_NO_PAUSE = Verdict(problem="the pausing neighbour did not report")
+
+
+def _pause(had: Had) -> tuple[int, int] | None:
+    """From when to when it paused; None where it did not report."""
+    if not had.reports or not had.reports[0].resumed_ns:
+        return None
     rest, report = had.member.load.rest, had.reports[0]
     assert rest
     return report.began_ns + round(rest[0] * S), report.resumed_ns
@@ -383,9 +388,9 @@ def _pause(had: Had) -> tuple[int, int]:
 def _ceiling(records: Sequence[Record]) -> Verdict:
     (record,) = records
     busy, pauses = record.had["busy"], record.had["pauses"]
-    if not pauses.reports or not pauses.reports[0].resumed_ns:
-        return Verdict(problem="the pausing neighbour did not report")
-    begins, ends = _pause(pauses)
+    if (pause := _pause(pauses)) is None:
+        return _NO_PAUSE
+    begins, ends = pause
     back = ends + YIELD_NS
     ceiling, own, theirs = busy.member.ceiling or 0, busy.member.cores or 0, pauses.member.cores or 0
     return Verdict(
@@ -415,9 +420,9 @@ def _proportion(records: Sequence[Record]) -> Verdict:
 def _priority(records: Sequence[Record]) -> Verdict:
     (record,) = records
     low, high = record.had["low"], record.had["high"]
-    if not high.reports or not high.reports[0].resumed_ns:
-        return Verdict(problem="the pausing neighbour did not report")
-    begins, ends = _pause(high)
+    if (pause := _pause(high)) is None:
+        return _NO_PAUSE
+    begins, ends = pause
     back, most = ends + YIELD_NS, high.member.ceiling or 0
     return Verdict(
         checks=(

@@ -22,6 +22,9 @@ from vcuda.errors import GrantError
 
 RATE_VALID_NS = 1_000_000_000
 """For so long after it was confirmed a share in force holds; then the guarantee does (limiter.c)."""
+SLICE_VALID_NS = 2_000_000_000
+"""The same of a correction for time slicing; then there is none."""
+_SLICE_LEAST = lib.VCUDA_PPM // 100
 _MODE = 0o644
 """Read by the share's processes, written by who gives it out."""
 
@@ -238,9 +241,10 @@ class LiveGrant:
         believed = 1 <= rate <= max(card.core_ppm, card.core_max_ppm)
         recent = (now_ns - card.rate_ns) % 2**64 < RATE_VALID_NS
         slice_ppm = card.slice_ppm
+        told = (now_ns - card.slice_ns) % 2**64 < SLICE_VALID_NS
         return Effective(
             rate_ppm=rate if believed and recent else card.core_ppm,
-            slice_ppm=slice_ppm if 0 < slice_ppm < lib.VCUDA_PPM else lib.VCUDA_PPM,
+            slice_ppm=slice_ppm if told and _SLICE_LEAST <= slice_ppm < lib.VCUDA_PPM else lib.VCUDA_PPM,
         )
 
     def confirm_rate(self, index: int, rate_ppm: int, now_ns: int) -> None:
@@ -252,9 +256,11 @@ class LiveGrant:
         if before != rate_ppm:
             self.wake(index)
 
-    def correct_slice(self, index: int, slice_ppm: int) -> None:
-        """Say how much of what is measured beside neighbours is truly had."""
-        self._to_write(index).slice_ppm = slice_ppm
+    def correct_slice(self, index: int, slice_ppm: int, now_ns: int) -> None:
+        """Say how much of what is measured beside neighbours is truly had; it holds for two seconds."""
+        card = self._to_write(index)
+        card.slice_ns = now_ns
+        card.slice_ppm = slice_ppm
 
     def wake(self, index: int) -> None:
         """Have everybody who waits for time on a card look at the grant again."""

@@ -84,6 +84,7 @@ class Seat:
     uuid: str
     memory: Memory = field(default_factory=Memory)
     confirmed_ns: int = 0
+    corrected_ns: int = 0
     limited: bool = False
     view: View | None = None
     looked_ns: int = 0
@@ -145,6 +146,14 @@ class Seat:
         elif in_force != rate_ppm or now_ns - self.confirmed_ns >= CONFIRM_NS:
             self.grant.confirm_rate(self.index, rate_ppm, now_ns)
             self.confirmed_ns = now_ns
+
+    def correct(self, slice_ppm: int, now_ns: int) -> None:
+        """Write how much of what is measured is truly had, where it is another, or must be confirmed."""
+        none = slice_ppm >= PPM
+        in_force = self.grant.in_force(self.index, now_ns).slice_ppm
+        if slice_ppm != in_force or (not none and now_ns - self.corrected_ns >= CONFIRM_NS):
+            self.grant.correct_slice(self.index, 0 if none else slice_ppm, now_ns)
+            self.corrected_ns = now_ns
 
     # ---- what it has been at ----
 

@@ -42,10 +42,8 @@ class Slices:
         for seat in seats:
             if seat.limited:
                 among = working | {seat.number}
-                in_force = seat.grant.in_force(seat.index, now_ns).slice_ppm
                 wanted = seat.slicing.slice_ppm(among, partial(_guessed, seat, among, seats, now_ns))
-                if wanted != in_force:
-                    seat.grant.correct_slice(seat.index, wanted if wanted < PPM else 0)
+                seat.correct(wanted, now_ns)
                 slices_ppm[seat.number] = wanted
         self._past.append(_Past(now_ns, working, slices_ppm))
         while len(self._past) > 2 and self._past[1].now_ns <= self.turns.at_ns:

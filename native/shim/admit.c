@@ -38,14 +38,6 @@ static uint64_t guess(struct vcuda_stream_meter *meter) {
     return length < GUESS_MOST_NS ? length : typical > GUESS_MOST_NS ? typical : GUESS_MOST_NS;
 }
 
-/* A grid of less than 2^magnitude blocks, of which an SM takes one at least; 0 = a graph, or unknown. */
-static uint32_t weight_of(const struct vcuda_context_meter *context, uint32_t magnitude) {
-    uint64_t blocks = magnitude < 32 ? (uint64_t)1 << magnitude : UINT32_MAX;
-    if (magnitude == 0 || blocks >= context->sms)
-        return VCUDA_WEIGHT_FULL;
-    return (uint32_t)(blocks * VCUDA_WEIGHT_FULL / context->sms);
-}
-
 void vcuda_admit(struct vcuda_share *share, struct vcuda_ticket *ticket, uint32_t magnitude) {
     struct vcuda_stream_meter *meter = ticket->meter;
     uint64_t work = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
@@ -68,7 +60,7 @@ void vcuda_admit(struct vcuda_share *share, struct vcuda_ticket *ticket, uint32_
     struct looking looking = {share, meter};
     struct vcuda_order order = {.stream = meter,
                                 .length_ns = length,
-                                .weight = weight_of(meter->context, magnitude),
+                                .weight = vcuda_meter_weight(meter->context, magnitude),
                                 .guessed = guessed,
                                 .uncertain = meter->varies > VCUDA_VARIES,
                                 .look = look,

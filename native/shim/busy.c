@@ -23,7 +23,7 @@ static void merge_closest(struct vcuda_busy *busy) {
     memmove(&busy->span[best + 1], &busy->span[best + 2], (busy->count - best - 1) * sizeof busy->span[0]);
 }
 
-uint64_t vcuda_busy_add(struct vcuda_busy *busy, uint64_t from, uint64_t to) {
+uint64_t vcuda_busy_fill(struct vcuda_busy *busy, uint64_t from, uint64_t to, uint64_t most) {
     if (to <= from)
         return 0;
     struct vcuda_span merged = {from, to, 0};
@@ -39,12 +39,12 @@ uint64_t vcuda_busy_add(struct vcuda_busy *busy, uint64_t from, uint64_t to) {
         merged.from = span->from < merged.from ? span->from : merged.from;
         merged.to = span->to > merged.to ? span->to : merged.to;
     }
-    uint64_t fresh = to - from - known;
+    uint64_t fresh = to - from - known < most ? to - from - known : most;
     merged.busy = touched_busy + fresh;
     if (end == first) { /* touches none: a span of its own */
         if (busy->count == VCUDA_BUSY_SPANS) {
             merge_closest(busy);
-            return vcuda_busy_add(busy, from, to);
+            return vcuda_busy_fill(busy, from, to, most);
         }
         memmove(&busy->span[first + 1], &busy->span[first], (busy->count - first) * sizeof merged);
         busy->count++;
@@ -54,4 +54,8 @@ uint64_t vcuda_busy_add(struct vcuda_busy *busy, uint64_t from, uint64_t to) {
     }
     busy->span[first] = merged;
     return fresh;
+}
+
+uint64_t vcuda_busy_add(struct vcuda_busy *busy, uint64_t from, uint64_t to) {
+    return vcuda_busy_fill(busy, from, to, UINT64_MAX);
 }

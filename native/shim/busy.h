@@ -24,5 +24,8 @@ struct vcuda_busy {
 
 /* Add [from, to); answers how much of it was not known as busy. */
 uint64_t vcuda_busy_add(struct vcuda_busy *busy, uint64_t from, uint64_t to);
+/* Add `most` of busy time somewhere in [from, to) where nothing was known of any, or as much as there is room
+ * for; answers how much. */
+uint64_t vcuda_busy_fill(struct vcuda_busy *busy, uint64_t from, uint64_t to, uint64_t most);
 
 #endif

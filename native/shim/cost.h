@@ -34,8 +34,18 @@ static inline struct vcuda_cost *vcuda_cost_find(uint64_t kind) {
 
 /* Its entry, made if there is none. */
 struct vcuda_cost *vcuda_cost_get(uint64_t kind);
+/* How well it is known what a launch takes. */
+enum vcuda_cost_known {
+    VCUDA_COST_GUESSED, /* others had the card too while it was measured */
+    VCUDA_COST_ALONE,   /* but for what the host took to launch it */
+    VCUDA_COST_EXACT,   /* behind other work, to the precision of the GPU's clock */
+};
 /* A launch of this kind took ns; nothing where the entry is another kind's by now. */
-void vcuda_cost_learn(struct vcuda_cost *cost, uint64_t kind, uint64_t ns);
+void vcuda_cost_learn(struct vcuda_cost *cost, uint64_t kind, uint64_t ns, enum vcuda_cost_known how);
+/* How well a launch of it was known at best. */
+enum vcuda_cost_known vcuda_cost_how(const struct vcuda_cost *cost);
+/* The mean over more launches, of one that was measured. */
+uint64_t vcuda_cost_slow(const struct vcuda_cost *cost);
 /* What the first measured launch of a kind took, as a running mean over kinds; 0 = nothing was measured. */
 uint64_t vcuda_cost_typical(void);
 

@@ -10,8 +10,6 @@
 #include "memory.h"
 #include "meter.h"
 
-#define MAGNITUDE 127 /* the bits of a kind that hold it */
-
 /* A kind of launch: what is launched, and the magnitude of its grid, for which an address leaves room. */
 static uint64_t kind_of(const void *what, uint64_t x, uint64_t y, uint64_t z) {
     uint64_t blocks = x * y * z;
@@ -56,7 +54,8 @@ __attribute__((noinline)) static void enter(struct vcuda_share *share, struct vc
     ticket->meter = meter;
     ticket->cost = vcuda_cost_get(kind);
     ticket->expected_ns = __atomic_load_n(&ticket->cost->ns, __ATOMIC_RELAXED);
-    vcuda_admit(share, ticket, kind & MAGNITUDE);
+    vcuda_admit(share, ticket, kind & VCUDA_MAGNITUDE);
+    vcuda_meter_begins(meter);
     bool due = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED) + ticket->expected_ns >=
                __atomic_load_n(&meter->measure_ns, __ATOMIC_RELAXED);
     if (ticket->expected_ns == 0) {

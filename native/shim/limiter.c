@@ -14,8 +14,9 @@
 #include "plan.h"
 
 #define RATE_VALID_NS 1000000000 /* as long as nobody confirms it, a share in force holds */
-#define WITH_GATE 2              /* what rides along may add this part of its length, and pays for it */
-#define WITHOUT 8 /* and this where nobody waits: streams are few, so the debt that this makes is small */
+#define SLICE_VALID_NS 2000000000
+#define WITH_GATE 2 /* what rides along may add this part of its length, and pays for it */
+#define WITHOUT 8   /* and this where nobody waits: streams are few, so the debt that this makes is small */
 #define TOGETHER_NS 3000000
 #define LITTLE 50               /* having waited, nobody waits for another part of that, */
 #define LITTLE_NS 100000        /* and so much */
@@ -37,19 +38,27 @@ static uint32_t load32(const uint32_t *word) {
     return __atomic_load_n(word, __ATOMIC_RELAXED);
 }
 
+/* Or a little ahead of us. */
+static bool is_recent(const uint64_t *then, uint64_t now_ns, uint64_t valid_ns) {
+    uint64_t age = now_ns - __atomic_load_n(then, __ATOMIC_RELAXED);
+    return age < valid_ns || age > -valid_ns;
+}
+
 /* The share in force: what the arbiter says, for as long as it lives, else the guarantee. */
 static uint32_t rate_of(const struct vcuda_grant_card *grant, uint64_t now_ns) {
     uint32_t core = load32(&grant->core_ppm), rate = load32(&grant->rate_ppm);
     uint32_t most = load32(&grant->core_max_ppm);
-    uint64_t age = now_ns - __atomic_load_n(&grant->rate_ns, __ATOMIC_RELAXED);
-    bool recent = age < RATE_VALID_NS || age > -(uint64_t)RATE_VALID_NS; /* or a little ahead of us */
+    bool recent = is_recent(&grant->rate_ns, now_ns, RATE_VALID_NS);
     bool valid = rate >= 1 && rate <= (most > core ? most : core) && recent;
     return valid ? rate : core;
 }
 
+/* If nobody says any more how much of what is measured was truly had, all of it was. */
 static uint32_t slice_of(const struct vcuda_grant_card *grant) {
     int64_t slice = __atomic_load_n(&grant->slice_ppm, __ATOMIC_RELAXED);
-    return slice >= VCUDA_PPM / 100 && slice < VCUDA_PPM ? (uint32_t)slice : VCUDA_PPM;
+    if (slice < VCUDA_PPM / 100 || slice >= VCUDA_PPM)
+        return VCUDA_PPM;
+    return is_recent(&grant->slice_ns, vcuda_clock_ns(), SLICE_VALID_NS) ? (uint32_t)slice : VCUDA_PPM;
 }
 
 static uint64_t scaled(uint64_t ns, uint32_t by, uint32_t of) {

@@ -11,17 +11,24 @@
 #include "meter_parts.h"
 
 #define SKIP 32
+#define POSTPONED 8     /* times at most */
 #define TAIL_NS 1000000 /* of work in a stream that makes its end worth an event */
 
 uint32_t vcuda_captures;
 int32_t vcuda_graphics_captures;
 uint32_t vcuda_interruptions;
 
-/* A little chance, so that no rhythm of the program hides a kind of launch from measuring. */
-static uint64_t next_burst_ns(const struct vcuda_stream_meter *meter) {
+/* A little chance, so that no rhythm of the program hides a kind of launch from measuring. Where launches of
+ * a kind differ much, as many of them go by whatever is expected of them just now: if more went by after a
+ * short one than after a long one, the mean would be too small. */
+static uint64_t next_burst_ns(const struct vcuda_stream_meter *meter, const struct vcuda_cost *cost) {
     static uint32_t state = 1;
     state = state * 1664525 + 1013904223;
-    return vcuda_coarse(meter) * (VCUDA_BURST_NS / 2 + (uint64_t)(state >> 8) * VCUDA_BURST_NS / (1 << 24));
+    uint64_t burst = VCUDA_BURST_NS / 2 + (uint64_t)(state >> 8) * VCUDA_BURST_NS / (1 << 24);
+    uint64_t slow = vcuda_cost_slow(cost);
+    if (meter->varies > VCUDA_VARIES && slow)
+        burst = (uint64_t)((double)burst * (double)cost->ns / (double)slow);
+    return vcuda_coarse(meter) * burst;
 }
 
 /* ---- events ---- */
@@ -48,6 +55,11 @@ void vcuda_meter_earn(struct vcuda_context_meter *context, const struct vcuda_st
     uint64_t all = context->events_left + context->earned_ns / each;
     context->earned_ns %= each;
     context->events_left = all < VCUDA_EVENTS_FREE ? (uint32_t)all : VCUDA_EVENTS_FREE;
+}
+
+void vcuda_meter_begins(struct vcuda_stream_meter *meter) {
+    if (!meter->outstanding && !vcuda_meter_holds_more(meter))
+        __atomic_store_n(&meter->empty_ns, vcuda_clock_ns(), __ATOMIC_RELAXED);
 }
 
 /* ---- samples ---- */
@@ -85,6 +97,7 @@ static struct vcuda_sample *take_sample(struct vcuda_stream_meter *meter, bool p
                                     .begin = begin,
                                     .end = end,
                                     .clean = !meter->held_up,
+                                    .chain_ns = meter->outstanding ? 0 : meter->last_end_ns,
                                     .continuous = (meter->outstanding > 0 || goes_on) && !held_up};
     meter->interruptions = interruptions;
     meter->outstanding++;
@@ -130,12 +143,41 @@ static void hand_back(struct vcuda_stream_meter *meter, struct vcuda_sample *sam
     finish(sample, false);
 }
 
+/* Other streams at work that keep a launch of this kind from the card: what is measured of it holds their
+ * time. */
+static uint32_t beside(const struct vcuda_stream_meter *meter, uint64_t kind) {
+    uint32_t others = vcuda_meter_others(meter);
+    uint64_t weight = vcuda_meter_weight(meter->context, kind & VCUDA_MAGNITUDE);
+    if (!others || (others + 1) * weight <= VCUDA_WEIGHT_FULL)
+        return 0;
+    meter->context->crowded_ns = vcuda_clock_ns();
+    return others;
+}
+
+/* A launch of a limited stream is rather measured when others are at rest: when the next one was paid for,
+ * and has waited. */
+static bool postpone(struct vcuda_stream_meter *meter, const struct vcuda_cost *cost) {
+    uint64_t work = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
+    uint64_t paid = __atomic_load_n(&meter->paid_ns, __ATOMIC_RELAXED);
+    if (!cost->ns || paid == VCUDA_UNLIMITED || paid <= work || meter->postponed == POSTPONED ||
+        !beside(meter, cost->key)) {
+        meter->postponed = 0;
+        return false;
+    }
+    meter->postponed++;
+    __atomic_store_n(&meter->measure_ns, paid, __ATOMIC_RELAXED);
+    vcuda_meter_set_due(meter);
+    return true;
+}
+
 static bool open_sample(struct vcuda_share *share, struct vcuda_ticket *ticket) {
     struct vcuda_stream_meter *meter = ticket->meter;
     vcuda_meter_harvest(share, meter->context);
+    if (postpone(meter, ticket->cost))
+        return false;
     struct vcuda_sample *sample = take_sample(meter, true);
     uint64_t work = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
-    __atomic_store_n(&meter->measure_ns, work + next_burst_ns(meter), __ATOMIC_RELAXED);
+    __atomic_store_n(&meter->measure_ns, work + next_burst_ns(meter, ticket->cost), __ATOMIC_RELAXED);
     if (!sample) {
         meter->skip = SKIP;
         vcuda_meter_set_due(meter);
@@ -148,6 +190,7 @@ static bool open_sample(struct vcuda_share *share, struct vcuda_ticket *ticket) 
     vcuda_meter_set_due(meter);
     sample->cost = ticket->cost;
     sample->cost_key = ticket->cost->key;
+    sample->beside = beside(meter, ticket->cost->key);
     hand_over(meter, sample);
     sample->busy = vcuda_real.cuStreamQuery(meter->stream) == CUDA_ERROR_NOT_READY;
     ticket->sample = sample;
@@ -220,10 +263,16 @@ void vcuda_meter_close(struct vcuda_ticket *ticket, CUresult result) {
 
 /* ---- the ends of what streams hold ---- */
 
+/* Whether the end of what a stream holds is worth an event. Where launches of a kind differ much, what they
+ * are expected to take says nothing of that. */
+static bool is_much(const struct vcuda_stream_meter *meter) {
+    return meter->outstanding || meter->varies > VCUDA_VARIES ||
+           vcuda_meter_pending(meter) >= TAIL_NS * vcuda_coarse(meter);
+}
+
 struct vcuda_sample *vcuda_meter_tail(struct vcuda_stream_meter *meter) {
     if (!meter->key || !vcuda_meter_holds_more(meter) || !vcuda_is_ours(meter) || meter->card < 0 ||
-        (!meter->outstanding && vcuda_meter_pending(meter) < TAIL_NS * vcuda_coarse(meter)) ||
-        vcuda_meter_captures(meter->stream, false) != VCUDA_CAPTURES_NOT ||
+        !is_much(meter) || vcuda_meter_captures(meter->stream, false) != VCUDA_CAPTURES_NOT ||
         (!meter->outstanding && vcuda_real.cuStreamQuery(meter->stream) != CUDA_ERROR_NOT_READY) ||
         !vcuda_lock_try(&meter->recording))
         return NULL;

@@ -21,6 +21,7 @@
 #define VCUDA_STREAMS 512          /* streams that are metered at a time */
 #define VCUDA_STREAM_ENTRIES 1024  /* powers of two */
 #define VCUDA_PROBES 8
+#define VCUDA_MAGNITUDE 127 /* the bits of a kind that hold the magnitude of its grid */
 
 struct vcuda_context_meter;
 
@@ -33,16 +34,17 @@ struct vcuda_stream_meter {
     bool interrupted;            /* something but kernels entered the stream since the last measured launch */
     bool held_up;                /* by that, its outstanding samples may be */
 
-    uint64_t measure_ns;  /* a launch that brings work_ns here is measured */
-    uint64_t paid_ns;     /* up to here work_ns may grow for what was paid; VCUDA_UNLIMITED */
-    uint64_t charged_ns;  /* paid, for what is in no sample */
-    int64_t moved_ns;     /* by how much its work ended later than expected, all in all */
-    uint64_t guessed_ns;  /* paid for launches of unknown cost, and not yet earned by */
-    uint32_t guesses;     /* launches of unknown cost paid for since something of it was measured */
-    uint64_t settled_ns;  /* the part of work_ns that is accounted, or in a sample */
-    uint64_t unknown;     /* launches of unknown cost beside that */
-    uint64_t last_end_ns; /* the latest known end of its work, on the context's clock; 0 = none */
-    uint64_t key;         /* of the entry that leads here; 0 = the stream is gone, its samples are not */
+    uint64_t measure_ns;    /* a launch that brings work_ns here is measured */
+    uint64_t paid_ns;       /* up to here work_ns may grow for what was paid; VCUDA_UNLIMITED */
+    uint64_t charged_ns;    /* paid, for what is in no sample */
+    int64_t moved_ns;       /* by how much its work ended later than expected, all in all */
+    uint64_t guessed_ns;    /* paid for launches of unknown cost, and not yet earned by */
+    uint32_t guesses;       /* launches of unknown cost paid for since something of it was measured */
+    uint64_t settled_ns;    /* the part of work_ns that is accounted, or in a sample */
+    uint64_t unknown;       /* launches of unknown cost beside that */
+    uint64_t last_end_ns;   /* the latest known end of its work, on the context's clock; 0 = none */
+    uint64_t sample_end_ns; /* the same of what was in its last sample */
+    uint64_t key;           /* of the entry that leads here; 0 = the stream is gone, its samples are not */
     struct vcuda_context_meter *context;
     struct vcuda_stream_meter *next; /* of the context, or free */
     CUstream stream;                 /* a handle, CU_STREAM_LEGACY or CU_STREAM_PER_THREAD */
@@ -61,6 +63,7 @@ struct vcuda_stream_meter {
     uint16_t skip;          /* launches of unknown cost to let pass: too many samples are outstanding */
     uint16_t varies;        /* of 256: how much measured launches differ from what was expected of them */
     uint8_t force;          /* launches to measure because a wait was longer than expected */
+    uint8_t postponed;      /* times that a launch of it was not measured because others were at work */
     uint8_t blocked;        /* an older sample of it has not been reached: for one pass of the harvest */
     vcuda_lock recording;   /* an event is being recorded in it by a thread that did not launch: stay alive */
 } __attribute__((aligned(64)));
@@ -131,6 +134,9 @@ void vcuda_admit(struct vcuda_share *share, struct vcuda_ticket *ticket, uint32_
  */
 uint64_t vcuda_credit_use(const struct vcuda_ticket *ticket);
 void vcuda_credit_return(const struct vcuda_ticket *ticket, uint64_t used_ns);
+
+/* A launch is about to go: where its stream has nothing else, its work begins now. */
+void vcuda_meter_begins(struct vcuda_stream_meter *meter);
 
 /* Around a launch that is to be measured: an event before it and one behind it. */
 void vcuda_meter_open(struct vcuda_share *share, struct vcuda_ticket *ticket);

@@ -5,6 +5,7 @@
 
 #include "busy.h"
 #include "meter.h"
+#include "plan.h"
 
 #define VCUDA_CONTEXTS 32
 #define VCUDA_SAMPLES 64       /* of a context at a time */
@@ -33,6 +34,9 @@ struct vcuda_sample {
     struct vcuda_cost *cost;
     uint64_t cost_key;
     CUevent begin, end;
+    uint32_t beside;      /* streams at work when it was opened, beside which its launch does not fit */
+    uint64_t chain_ns;    /* on the context's clock: until then it was known to be at work, and went on; 0 =
+                             until the end of the sample before */
     uint64_t expected_ns; /* GPU time of the launches since the sample before, but for this one */
     uint64_t unknown;     /* launches of unknown cost among them */
     uint64_t charged_ns;  /* what was paid for all of these */
@@ -53,17 +57,20 @@ struct vcuda_context_meter {
     uint64_t id;       /* tells a context from a later one at the same address; 0 on drivers before 12.0 */
     CUdevice device;
     bool primary;
+    bool lag_tied; /* lag_ns comes from an event in an empty stream, not from an end that was noticed */
     int card;
     struct vcuda_stream_meter *streams;
     CUevent base; /* an event that was reached, and its place on this context's clock */
     uint64_t base_ns;
-    int64_t lag_ns;                    /* of that clock behind the host's; 0 = not known */
-    int64_t lag_least_ns, lag_most_ns; /* bounds of it, as far as is known */
-    int64_t notice_ns;                 /* what it usually takes to notice that a wait is over */
-    int64_t spread_ns;                 /* how far it usually is from that */
-    uint64_t earned_ns;                /* GPU time towards the next event */
-    uint64_t late_to_ns;               /* host's clock: up to here, work that was late has been paid for */
-    uint32_t events_left;              /* that may be recorded */
+    int64_t lag_ns;       /* of that clock behind the host's; 0 = not known */
+    int64_t lag_least_ns; /* what was learned of it since base_ns, at least; 0 = nothing */
+    int64_t notice_ns;    /* what it usually takes to notice that a wait is over */
+    int64_t spread_ns;    /* how far it usually is from that */
+    uint64_t earned_ns;   /* GPU time towards the next event */
+    uint64_t crowded_ns;  /* host's clock: when streams last had work that does not fit on the card at once */
+    int64_t surplus_ns;   /* then: what was surely busy, less what was expected of the launches told of */
+    uint64_t late_to_ns;  /* host's clock: up to here, work that was late has been paid for */
+    uint32_t events_left; /* that may be recorded */
     uint32_t sms;
     uint32_t events, samples;
     CUevent event[VCUDA_EVENTS];  /* not in use */
@@ -173,6 +180,23 @@ static inline struct vcuda_cost *vcuda_sample_cost(const struct vcuda_sample *sa
 static inline uint64_t vcuda_sample_cost_ns(const struct vcuda_sample *sample) {
     const struct vcuda_cost *cost = vcuda_sample_cost(sample);
     return cost ? cost->ns : 0;
+}
+
+/* The part of the card, of VCUDA_WEIGHT_FULL, that a grid of less than 2^magnitude blocks fills: an SM takes
+ * one at least. 0 = a graph, or unknown: all of it. */
+static inline uint32_t vcuda_meter_weight(const struct vcuda_context_meter *context, uint32_t magnitude) {
+    uint64_t blocks = magnitude < 32 ? (uint64_t)1 << magnitude : UINT32_MAX;
+    if (magnitude == 0 || blocks >= context->sms)
+        return VCUDA_WEIGHT_FULL;
+    return (uint32_t)(blocks * VCUDA_WEIGHT_FULL / context->sms);
+}
+
+/* Other streams of its context that may be at work. */
+static inline uint32_t vcuda_meter_others(const struct vcuda_stream_meter *meter) {
+    uint32_t count = 0;
+    for (const struct vcuda_stream_meter *other = meter->context->streams; other; other = other->next)
+        count += other != meter && (other->outstanding || vcuda_meter_holds_more(other));
+    return count;
 }
 
 /* Let go of an event. */

@@ -204,14 +204,20 @@ void vcuda_meter_watched(struct vcuda_share *share, const struct vcuda_watch *wa
  * other streams ran too. */
 static void settle_dry(struct vcuda_share *share, struct vcuda_context_meter *context) {
     int asked = 0;
+    bool any = false;
     for (struct vcuda_stream_meter *meter = context->streams; meter; meter = meter->next) {
-        if (meter->outstanding)
+        if (meter->outstanding) {
+            any = true;
             continue;
+        }
         if (vcuda_meter_holds_more(meter) && asked++ < STREAMS_ASKED && has_run_dry(meter))
             vcuda_meter_settle(share, meter, (struct vcuda_guess){.from_ns = meter->empty_ns});
         else if (!vcuda_meter_holds_more(meter))
             meter->empty_ns = vcuda_clock_ns();
+        any |= vcuda_meter_holds_more(meter);
     }
+    if (!any) /* everything has been told */
+        context->surplus_ns = 0;
 }
 
 uint64_t vcuda_meter_late(struct vcuda_share *share, struct vcuda_stream_meter *meter) {

@@ -85,7 +85,7 @@ def need_a_quiet_host(verdict: Verdict) -> None:
 
 
 UNCERTAIN = {"a heavy tail of lengths", "lengths that change 100-fold"}
-MISSED = {"a deep queue of short kernels on a small card", "together/70-long-30-short", "together/40-30"}
+MISSED = {"together/70-long-30-short", "together/40-30"}
 
 
 @pytest.mark.parametrize("name", [*(case.name for case in ALONE), *SEVERAL])

@@ -662,6 +662,7 @@ def test_slice_that_cannot_be_true_is_not_believed(container: Callable[..., Cont
     shares = [container(20) for _ in slices_ppm]
     for share, slice_ppm in zip(shares, slices_ppm, strict=True):
         share.grant.slice_ppm = slice_ppm
+        share.grant.slice_ns = time.monotonic_ns() + 1_500_000_000  # recent for the whole of it
         share.start("queue", 2000)
     time.sleep(0.5)
     assert all_meet(shares, 20, 2)

@@ -16,7 +16,7 @@ from vcuda import futex
 from vcuda import grant as grants
 from vcuda._abi import ffi, lib
 from vcuda.errors import GrantError
-from vcuda.grant import RATE_VALID_NS, CardGrant, Effective, Grant, LiveGrant
+from vcuda.grant import RATE_VALID_NS, SLICE_VALID_NS, CardGrant, Effective, Grant, LiveGrant
 
 UUID = "GPU-01234567-89ab-cdef-0123-456789abcdef"
 PPM = lib.VCUDA_PPM
@@ -290,10 +290,14 @@ def test_change_ends_what_was_in_force(path: Path, live: LiveGrant) -> None:
 
 
 def test_correction_is_written(path: Path, live: LiveGrant) -> None:
-    live.correct_slice(0, 570_000)
+    live.correct_slice(0, 570_000, NOW)
     assert field(path, "slice_ppm") == 570_000
     assert live.in_force(0, NOW).slice_ppm == 570_000
-    live.correct_slice(0, 0)
+    assert live.in_force(0, NOW + SLICE_VALID_NS - 1).slice_ppm == 570_000
+    assert live.in_force(0, NOW + SLICE_VALID_NS).slice_ppm == PPM
+    live.correct_slice(0, PPM // 100 - 1, NOW)
+    assert live.in_force(0, NOW).slice_ppm == PPM
+    live.correct_slice(0, 0, NOW)
     assert live.in_force(0, NOW).slice_ppm == PPM
 
 
@@ -351,7 +355,7 @@ def test_mapping_for_reading_cannot_be_written(path: Path) -> None:
         for write in (
             lambda: live.rewrite((live.card(0),)),
             lambda: live.confirm_rate(0, 400_000, NOW),
-            lambda: live.correct_slice(0, 400_000),
+            lambda: live.correct_slice(0, 400_000, NOW),
             lambda: live.wake(0),
         ):
             with pytest.raises(GrantError, match="was opened for reading"):

@@ -270,8 +270,8 @@ def accuracy(record: Record, name: str, granted: float, *, enough: bool = True) 
     """What a member had against what it was granted, in percent."""
     had = record.had[name]
     part, longest = granted / 100, had.longest_ns
-    # Even where each window of a period's length is right, one that ends within a period is off by so much.
-    edge = part * (1 - part) * longest / (record.to_ns - record.from_ns)
+    # No error: a launch that begins with the measured time, or ends just before it, is paid for outside.
+    edge = (1 - part) * longest / (record.to_ns - record.from_ns)
     found = windows(record.measured(name))
     errors = [(100 * each.share - granted, each.to_ns - each.from_ns) for each in found]
     bounds = [100 * longest / length + WINDOW_POINTS for _, length in errors]
@@ -283,7 +283,7 @@ def accuracy(record: Record, name: str, granted: float, *, enough: bool = True) 
         member=name,
         granted=granted,
         achieved=100 * record.share(name),
-        mean_bound=max(MEAN_POINTS, 200 * edge),
+        mean_bound=max(MEAN_POINTS, 100 * edge),
         worst=errors[index][0] if judged else math.nan,
         worst_bound=bounds[index] if judged else 0.0,
         longest_ns=longest,

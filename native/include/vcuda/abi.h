@@ -53,11 +53,13 @@ struct vcuda_grant_card {
     uint64_t context_bytes;    /* what one context costs on this card and driver; 0 = not calibrated */
     uint64_t page_bytes;       /* granularity of device memory; a power of two, 0 = 2 MiB */
     uint64_t pool_chunk_bytes; /* by which a stream-ordered pool grows; 0 = learned */
-    int64_t slice_ppm;         /* GPU time truly had per million measured beside neighbours; 0 = all of it */
+    int64_t slice_ppm; /* GPU time truly had per million measured beside neighbours, for as long as slice_ns
+                          is recent; 0 = all of it */
     uint32_t rate_ppm; /* the share in force just now, for as long as rate_ns is recent; 0 = core_ppm */
     uint32_t changes;  /* grows with every change of a share; a futex: who waits for time sleeps on it */
     uint64_t rate_ns;  /* CLOCK_MONOTONIC when rate_ppm was last confirmed */
-    uint64_t reserved[15];
+    uint64_t slice_ns; /* the same of slice_ppm */
+    uint64_t reserved[14];
 };
 
 struct vcuda_grant {

@@ -14,6 +14,7 @@ VCUDA_AT(vcuda_grant_card, core_ppm, 72);
 VCUDA_AT(vcuda_grant_card, priority, 80);
 VCUDA_AT(vcuda_grant_card, context_bytes, 88);
 VCUDA_AT(vcuda_grant_card, slice_ppm, 112);
+VCUDA_AT(vcuda_grant_card, slice_ns, 136);
 _Static_assert(sizeof(struct vcuda_grant_card) == 256, "vcuda_grant_card has grown");
 
 VCUDA_AT(vcuda_grant, abi_major, 8);

@@ -213,9 +213,14 @@ def limited(name: str, load: Load, cores: float, *, sms: int = 80, memory: str =
         at_once=True,
         runs=(
             Run(members=(Member(load=load),), warm_seconds=0.5, seconds=3),
-            Run(members=(Member(load=load, cores=cores, memory=memory),)),
+            Run(members=(Member(load=load, cores=cores, memory=memory),), warm_seconds=_settled(load, cores)),
         ),
     )
+
+
+def _settled(load: Load, cores: float) -> float:
+    """Seconds after which what was launched before any kernel was known is paid for: some of the longest."""
+    return 2 + 4 * load.longest_ns / 1e9 / (cores / 100)
 
 
 # ---- several ----

@@ -1,5 +1,5 @@
-"""The cluster side, not written yet: webhook, queue and scheduler extender.
+"""The cluster side: the webhook that pods come through which ask for a share, and who places them.
 
-It will validate what pods ask for, hold them in order of arrival, and choose node and card for each. It
-stands on `vcuda` and knows nothing of `deviceplugin`.
+It stands on `vcuda` and knows nothing of `deviceplugin`. What is pure is apart from what serves: `aliases`,
+`mutate`, `patch`, `review` and `certificate` are values and functions of them, and so is `placing`.
 """

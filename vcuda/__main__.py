@@ -11,7 +11,7 @@ import click
 
 from vcuda.errors import StartError, VcudaError
 
-NAMES = ("run", "set", "cards", "ps", "top", "doctor", "bench")
+NAMES = ("run", "set", "cards", "ps", "top", "doctor", "bench", "queue", "explain")
 """The sub-commands, in the order of the help; each is vcuda.commands.NAME, loaded when it is needed."""
 
 

@@ -20,7 +20,7 @@ def test_commands_are_listed_in_the_order_in_which_they_are_needed() -> None:
     assert (
         [command.name for command in commands()]
         == list(NAMES)
-        == [*("run", "set", "cards", "ps", "top", "doctor", "bench")]
+        == [*("run", "set", "cards", "ps", "top", "doctor", "bench", "queue", "explain")]
     )
 
 

@@ -41,16 +41,16 @@ def table(
 ) -> Table:
     """A line for each share, and one for each of its processes.
 
-    With `busy`, by a share's directory, live: with what each share uses, and without what memory is held for,
+    With `busy`, by a share's key, live: with what each share uses, and without what memory is held for,
     on a screen of that width.
     """
     bars = HISTORY if width >= _WIDE else HISTORY // 3
     headings = list(_HEADINGS if busy is None else _LIVE_HEADINGS)
     rows: list[tuple[str, ...]] = []
     for each in reports:
-        live = () if busy is None else _live(each, busy[each.share.directory], bars)
+        live = () if busy is None else _live(each, busy[each.share.key], bars)
         rows.append(_share(each, live))
-        rows += [_process(process, extra=len(live)) for process in each.processes]
+        rows += [_process(process, each.share.card, extra=len(live)) for process in each.processes]
     if busy is None:
         return tables.columns(headings, rows, right=_RIGHT)
     return tables.columns(headings, [row[:-1] for row in rows], right=_RIGHT, whole={**_LEAST, _PAST: bars})
@@ -90,8 +90,8 @@ def _share(each: ShareReport, live: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _process(process: Process, *, extra: int) -> tuple[str, ...]:
-    use = process.cards[0]
+def _process(process: Process, card: int, *, extra: int) -> tuple[str, ...]:
+    use = process.cards[card]
     pid = f"{process.pid} elsewhere" if report.foreign(process) else str(process.pid)
     held = ", ".join(f"{kind} {format_size(size)}" for kind, size in report.kinds(use).items())
     return (

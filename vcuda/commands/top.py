@@ -77,7 +77,7 @@ def _looks(interval: float, count: int | None) -> Iterator[_Look]:
         reports = report.shares(registry)
         busy: dict[str, Busy] = {}
         for each in reports:
-            name = each.share.directory
+            name = each.share.key
             past = history.setdefault(name, [])
             last = None
             if name in before:
@@ -86,7 +86,7 @@ def _looks(interval: float, count: int | None) -> Iterator[_Look]:
                 past.append(last)
                 del past[: -shares.HISTORY]
             busy[name] = Busy(last=last, history=past)
-        before = {each.share.directory: (each.seen_ns, each.gpu_ns) for each in reports}
+        before = {each.share.key: (each.seen_ns, each.gpu_ns) for each in reports}
         history = {name: past for name, past in history.items() if name in before}
         done += 1
         yield reports, busy
@@ -96,7 +96,7 @@ def _json(reports: list[ShareReport], busy: Mapping[str, Busy]) -> dict[str, obj
     """One look; `gpu_percent` is null where there was no look before."""
     return {
         "time": time.time(),
-        "shares": [{**each.as_json(), "gpu_percent": busy[each.share.directory].last} for each in reports],
+        "shares": [{**each.as_json(), "gpu_percent": busy[each.share.key].last} for each in reports],
     }
 
 

@@ -1,5 +1,6 @@
-"""The node side, not written yet: the Kubernetes device plugin.
+"""The node side: `vcuda-node`, one on each node with cards.
 
-It will discover cards through NVML, advertise shares to the kubelet, write grant and ledger per container,
-and compare NVML's view with the ledgers. It stands on `vcuda` and knows nothing of `admission`.
+Decides (`state`, `allocation`, `starting`: pure), keeps books (`tickets`), serves the kubelet (`server`,
+`kubelet`), watches (`inventory`, `api`, `outside`), and tells (`metrics`). It stands on `vcuda` and knows
+nothing of `admission`. What is decided how: docs/decisions/0003-way-of-a-request.md.
 """

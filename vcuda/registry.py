@@ -22,13 +22,18 @@ from typing import Any
 from vcuda import grant as grants
 from vcuda import ledger as ledgers
 from vcuda.driver import HELD
-from vcuda.errors import LedgerError, VcudaError
+from vcuda.errors import GrantError, LedgerError, VcudaError
 from vcuda.units import PPM
 
+_NOT_WRITTEN = ("directory", "card")
+"""Of a share, in share.json: where it lies says the one, and it has one card."""
 LONGEST_PATH = 200
 """Of the runtime directory: the shim keeps the path of a ledger in 256 bytes."""
 MOUNTED = Path("/run/vcuda")
 """Where a container's grant is mounted; the shim looks nowhere else if this exists."""
+NODE = Path("/run/vcuda-node")
+"""Where a node's agent keeps the shares of its containers, unless VCUDA_NODE_RUN_DIR names another place. Not
+MOUNTED: programs of the node itself would take that for theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +55,18 @@ class Share:
     sim_dir: str | None
     started: float
     directory: str = ""
+    card: int = 0
+    """Which of its grant's cards this is: a container can have several."""
 
     @property
     def path(self) -> Path:
         """Where its files are."""
         return Path(self.directory)
+
+    @property
+    def key(self) -> str:
+        """Tells it from all others on this machine."""
+        return f"{self.directory}#{self.card}" if self.card else self.directory
 
 
 def runtime_directory() -> Path:
@@ -217,8 +229,81 @@ class Registry:
                     _remove_unless_held(machine)
 
 
+def node_directory() -> Path:
+    """Where the agent of this node keeps the shares of its containers, if it has any."""
+    own = os.environ.get("VCUDA_NODE_RUN_DIR")
+    return Path(own) if own else NODE
+
+
+def node_share_files(directory: Path) -> tuple[Path, Path]:
+    """Grant and ledger of a node's share, by its directory."""
+    return directory / "share" / "grant", directory / "share" / "ledger"
+
+
+def node_shares(node: Path) -> list[Share]:
+    """The shares of this node's containers, oldest first, one for each card; none for who may not look there.
+
+    They belong to the node's agent, which removes them.
+    """
+    found: list[Share] = []
+    try:
+        directories = [each for each in (node / "shares").iterdir() if not each.name.startswith(".")]
+    except OSError:
+        return []
+    for directory in directories:
+        with contextlib.suppress(
+            GrantError, OSError, ValueError, KeyError, TypeError
+        ):  # not granted yet, or ended
+            found += _of_ticket(directory)
+    return sorted(found, key=lambda share: (share.started, share.key))
+
+
+def _of_ticket(directory: Path) -> list[Share]:
+    """What a node's ticket says: see deviceplugin/tickets.py."""
+    file, _ = node_share_files(directory)
+    grant = grants.read(file)
+    content: dict[str, Any] = json.loads((directory / "ticket.json").read_text(encoding="utf-8"))
+    owner: dict[str, str] = content["owner"]
+    simulated = _machine_of(directory)
+    models = _models(directory)
+    return [
+        Share(
+            name=f"{owner['namespace']}/{owner['pod']}/{owner['container']}",
+            command=(),
+            pid=0,
+            card_uuid=card.uuid,
+            card_name=models.get(card.uuid, card.uuid),
+            memory_bytes=card.memory_bytes,
+            core_ppm=None if card.whole else card.core_ppm,
+            core_max_ppm=None if card.whole else card.core_max_ppm,
+            priority=card.priority,
+            whole=card.whole,
+            sim_dir=simulated,
+            started=file.stat().st_ctime,
+            directory=str(file.parent),
+            card=index,
+        )
+        for index, card in enumerate(grant.cards)
+    ]
+
+
+def _models(directory: Path) -> dict[str, str]:
+    """The models of the node's cards by UUID, as its agent has written them down."""
+    try:
+        content = json.loads((directory.parent.parent / "models.json").read_text(encoding="utf-8"))
+        return {str(uuid): str(model) for uuid, model in content.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _machine_of(directory: Path) -> str | None:
+    """The simulated machine of a node's share; None where its cards are real."""
+    machine = directory.parent.parent / "sim"
+    return str(machine) if (machine / "machine").exists() else None
+
+
 def _content(share: Share) -> str:
-    return json.dumps({key: value for key, value in asdict(share).items() if key != "directory"})
+    return json.dumps({key: value for key, value in asdict(share).items() if key not in _NOT_WRITTEN})
 
 
 def _alive(directory: Path) -> bool:
@@ -249,7 +334,7 @@ def _described(directory: Path) -> Share:
     card = grant.cards[0]
     try:
         content: dict[str, Any] = json.loads((directory / "share.json").read_text(encoding="utf-8"))
-        known = {field.name: content[field.name] for field in fields(Share) if field.name != "directory"}
+        known = {field.name: content[field.name] for field in fields(Share) if field.name not in _NOT_WRITTEN}
         share = replace(Share(**known), command=tuple(known["command"]), directory=str(directory))
     except (OSError, ValueError, TypeError, KeyError):
         return _of_grant(grant, directory)

@@ -12,7 +12,7 @@ from vcuda.grant import Effective, LiveGrant
 from vcuda.ledger import Bucket, CardUse, Ended, Kind, Ledger, Process
 from vcuda.machine import Machine, rooms
 from vcuda.placement import CardRoom
-from vcuda.registry import Registry, Share
+from vcuda.registry import Registry, Share, node_directory, node_shares
 from vcuda.units import PPM, format_priority
 
 
@@ -71,22 +71,24 @@ class ShareReport:
     @property
     def used_bytes(self) -> int:
         """What its processes hold."""
-        return sum(process.cards[0].used_bytes for process in self.processes)
+        return sum(process.cards[self.share.card].used_bytes for process in self.processes)
 
     @property
     def gpu_ns(self) -> int:
         """GPU time of all its processes, those that are gone included."""
-        return self.ended.gpu_ns + sum(process.cards[0].gpu_ns for process in self.processes)
+        return self.ended.gpu_ns + sum(process.cards[self.share.card].gpu_ns for process in self.processes)
 
     @property
     def launches(self) -> int:
         """Launches of all its processes, those that are gone included."""
-        return self.ended.launches + sum(process.cards[0].launches for process in self.processes)
+        return self.ended.launches + sum(
+            process.cards[self.share.card].launches for process in self.processes
+        )
 
     @property
     def refused(self) -> int:
         """Refused allocations of all its processes, those that are gone included."""
-        return self.ended.refused + sum(process.cards[0].refused for process in self.processes)
+        return self.ended.refused + sum(process.cards[self.share.card].refused for process in self.processes)
 
     def as_json(self) -> dict[str, Any]:
         """For --json."""
@@ -112,11 +114,11 @@ class ShareReport:
             "limiter": self._limiter_json(),
             "launches": self.launches,
             "refused": self.refused,
-            "processes": [_process_json(process) for process in self.processes],
+            "processes": [_process_json(process, share.card) for process in self.processes],
         }
 
     def _limiter_json(self) -> dict[str, Any]:
-        uses = [process.cards[0] for process in self.processes]
+        uses = [process.cards[self.share.card] for process in self.processes]
         return {
             "rate_percent": _percent(self.rate_ppm),
             "slice_percent": _percent(self.in_force.slice_ppm),
@@ -144,9 +146,10 @@ def cards(machines: Sequence[Machine]) -> list[CardReport]:
 
 
 def shares(registry: Registry) -> list[ShareReport]:
-    """All living shares of this user, oldest first."""
+    """All living shares of this user, oldest first; then those of this node's containers, if one may look."""
     with registry.locked():
         living = registry.shares()
+    living += node_shares(node_directory())
     return [report for share in living if (report := _read(share)) is not None]
 
 
@@ -167,9 +170,9 @@ def _read(share: Share) -> ShareReport | None:
     try:
         with Ledger(share.path / "ledger", writable=True) as ledger, LiveGrant(share.path / "grant") as grant:
             ledger.reclaim()  # what dead processes used goes to the totals
-            reading = ledger.read()
+            reading = ledger.read(cards=share.card + 1)
             seen_ns = time.monotonic_ns()
-            in_force = grant.in_force(0, seen_ns)
+            in_force = grant.in_force(share.card, seen_ns)
     except (LedgerError, GrantError):
         if share.path.exists():
             raise
@@ -177,8 +180,8 @@ def _read(share: Share) -> ShareReport | None:
     return ShareReport(
         share=share,
         processes=reading.processes,
-        ended=reading.ended[0],
-        bucket=reading.buckets[0],
+        ended=reading.ended[share.card],
+        bucket=reading.buckets[share.card],
         in_force=in_force,
         seen_ns=seen_ns,
     )
@@ -188,8 +191,8 @@ def _percent(ppm: int | None) -> float | None:
     return None if ppm is None else ppm * 100 / PPM
 
 
-def _process_json(process: Process) -> dict[str, Any]:
-    use = process.cards[0]
+def _process_json(process: Process, card: int) -> dict[str, Any]:
+    use = process.cards[card]
     return {
         "pid": process.pid,
         "pid_namespace": process.pid_namespace,

@@ -17,6 +17,7 @@ BINDING := vcuda/_abi.abi3.so
 BINDING_SOURCES := setup.py native/binding.py native/include/vcuda/abi.h native/include/vcuda/abi_check.h \
 	native/shim/sys.h native/shim/lock.h $(wildcard native/shim/ledger*.[ch]) native/shim/grant.h native/shim/grant.c \
 	$(wildcard native/shim/bucket.[ch] native/shim/plan.[ch])
+PROTOCOL := deviceplugin/_proto/__init__.py
 C_SOURCES = $(shell git ls-files 'native/*.c' 'native/*.h')
 PYTHON_SOURCES = vcuda deviceplugin admission tests tools native setup.py $(wildcard demo)
 
@@ -25,19 +26,26 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: setup ## Three shares of one simulated V100, a real CUDA client in each
 	@$(BIN)/python -m demo
+
+.PHONY: demo-cluster
+demo-cluster: setup ## Pods in shares of simulated cards on a real Kubernetes, all on this machine
+	@$(BIN)/python -m demo.cluster
 
 .PHONY: test
 test: setup lint ## All checks and tests; K=name for some of them
 	@$(BIN)/python -m pytest $(if $(K),-k '$(K)') $(ARGS)
 
 .PHONY: bench
-bench: setup ## What the shim costs per call, and how exact core shares are: tables, JSON and plots in build/bench
+bench: setup ## What each part costs, and how exact core shares are: tables, JSON and plots in build/bench
 	@$(MAKE) -C native bench
+	@$(BIN)/python -m tools.bench_webhook --json build/bench/webhook.json
+	@$(BIN)/python -m tools.bench_placing | tee build/bench/placing.json
+	@$(BIN)/python -m tools.bench_allocate | tee build/bench/allocate.json
 	@$(BIN)/vcuda bench cores --json build/bench/cores.json --plot build/bench/cores.png
 
 .PHONY: soak
@@ -73,11 +81,11 @@ wheel: setup ## A manylinux2014 wheel in dist/
 
 .PHONY: clean
 clean: ## Remove everything that was built (the virtual environment too)
-	@rm -rf build dist vcuda/_lib $(BINDING) *.egg-info
+	@rm -rf build dist vcuda/_lib deviceplugin/_proto $(BINDING) *.egg-info
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 .PHONY: setup
-setup: build/stamp/venv native $(BINDING)
+setup: build/stamp/venv native $(BINDING) $(PROTOCOL)
 
 .PHONY: native
 native: build/stamp/venv
@@ -97,3 +105,6 @@ build/stamp/venv: build/stamp/packages $(REQUIREMENTS) pyproject.toml setup.py
 $(BINDING): build/stamp/venv $(BINDING_SOURCES)
 	@$(BIN)/python setup.py --quiet build_ext --inplace --force
 	@touch $@
+
+$(PROTOCOL): build/stamp/venv $(wildcard deviceplugin/protocol/*)
+	@$(BIN)/python deviceplugin/protocol/generate.py

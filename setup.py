@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say of the build: the C binding, and the libraries that the wheel carries.
+"""What pyproject.toml cannot say of the build: the C binding, the kubelet's protocol, the wheel's libraries.
 
 The binding (vcuda._abi) is compiled from the same ledger.c and grant.c as the shim, against Python's stable
 ABI. A wheel also holds libvcuda.so, the simulated driver, and the benchmark's workload, built by
@@ -7,6 +7,7 @@ native/Makefile. An editable install holds none of them: it uses build/native, w
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -44,6 +45,10 @@ class TaggedWheel(bdist_wheel):
         python, abi, platform = super().get_tag()
         return python, abi, platform.replace("linux_", "manylinux2014_", 1)
 
+
+# The node agent's side of the kubelet's protocol is made by protoc; setuptools must find it as a package.
+if not (ROOT / "deviceplugin" / "_proto" / "__init__.py").exists():
+    subprocess.run([sys.executable, str(ROOT / "deviceplugin" / "protocol" / "generate.py")], check=True)
 
 setup(
     cffi_modules=["native/binding.py:ffibuilder"],

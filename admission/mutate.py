@@ -33,7 +33,7 @@ def admitted(pod: Mapping[str, Any], *, rules: Rules, now_ns: int) -> Admitted:
     if not any(asks(container.get("resources"), rules) for _, container in containers_of(pod)):
         return Admitted(pod=None)
     made = dict(pod)
-    faults = _ephemeral_faults(pod, rules)
+    faults = [*_init_faults(pod, rules), *_ephemeral_faults(pod, rules)]
     warnings: list[str] = []
     aliases: list[str] = []
     spec = dict(mapping(pod["spec"]))
@@ -79,6 +79,18 @@ def _with(container: object, resources: Mapping[str, Mapping[str, Any]]) -> obje
     before = mapping(given.get("resources"))
     after = {**before, **{kind: counts for kind, counts in resources.items() if counts or kind in before}}
     return container if after == before else {**given, "resources": after}
+
+
+def _init_faults(pod: Mapping[str, Any], rules: Rules) -> list[str]:
+    # Of those that end before the others start: these get their ids, and a kubelet that is started again
+    # later fails the whole pod for it.
+    containers = [mapping(each) for each in _listed(mapping(pod.get("spec")), "initContainers")]
+    return [
+        f"spec.initContainers[{index}].resources: must not ask for a share, which could not be kept for it; "
+        "ask in spec.containers, or make it a sidecar with restartPolicy: Always"
+        for index, container in enumerate(containers)
+        if container.get("restartPolicy") != "Always" and asks(container.get("resources"), rules)
+    ]
 
 
 def _ephemeral_faults(pod: Mapping[str, Any], rules: Rules) -> list[str]:

@@ -45,12 +45,17 @@ def allocate(view: View, resource: Resource, ids: Ids) -> Allocation | Refused:
     view = replace(view, tickets=[ticket for ticket in view.tickets if ticket not in stale])
     before = [ticket for ticket in view.tickets if ticket.ids.get(resource, frozenset()) & ids]
     lenders = {owner.uid for ticket in before if (owner := _alive(view, ticket)) is not None}
+    # Where somebody lists all pods just when one has ended, the kubelet may give ids out twice: a ticket that
+    # a living pod has is worth as much as before.
+    given = [ticket for ticket in before if _alive(view, ticket) is None]
     candidates = _candidates(view, resource, len(ids))
     # Ids that a living pod has are given to no other pod: its init container's are lent to its other ones.
     own = [owner for owner in candidates if owner.uid in lenders]
     # A pod that was served once, and does not have it, was refused by the kubelet; nearly always.
     served = {owner.uid for owner in candidates if _was_served(view, owner, resource)}
-    candidates = own or sorted(candidates, key=lambda owner: owner.uid in served)
+    candidates = own or sorted(
+        candidates, key=lambda owner: (view.pods[owner.uid].spent, owner.uid in served)
+    )
     if not candidates:
         return _refused(view, resource, len(ids))
     half = _half_made(view, resource, candidates)
@@ -60,7 +65,7 @@ def allocate(view: View, resource: Resource, ids: Ids) -> Allocation | Refused:
             text = f"{owner}: was served with cards that it cannot hold; create the pod again"
             return Refused(text=text, pods=(view.pods[owner.uid],), reason="CardsMistaken")
         completed = replace(ticket, ids={**ticket.ids, resource: ids})
-        return _with_void(Allocation(ticket=completed), stale, before, owner)
+        return _with_void(Allocation(ticket=completed), stale, given, owner)
     chosen = candidates[0]
     again = next((ticket for ticket in view.tickets if _is_of(view, ticket, chosen)), None)
     if (
@@ -72,7 +77,7 @@ def allocate(view: View, resource: Resource, ids: Ids) -> Allocation | Refused:
         if isinstance(found, Refused):
             return found
         made = found
-    return _with_void(made, stale, before, chosen)
+    return _with_void(made, stale, given, chosen)
 
 
 def doubtful(view: View, resource: Resource, count: int) -> bool:
@@ -249,11 +254,11 @@ def _equal(view: View, one: Owner, other: Owner) -> bool:
 
 
 def _with_void(
-    found: Allocation, stale: Sequence[Ticket], before: Sequence[Ticket], chosen: Owner
+    found: Allocation, stale: Sequence[Ticket], given: Sequence[Ticket], chosen: Owner
 ) -> Allocation:
-    """Also void what had these ids before, but for tickets of the same pod: those are lent."""
+    """Also void what had these ids before and is held no more, but for tickets of the same pod."""
     kept = found.ticket.name
-    over = [t for t in before if t.name != kept and (t.owner or t.meant).uid != chosen.uid]
+    over = [t for t in given if t.name != kept and (t.owner or t.meant).uid != chosen.uid]
     void = {ticket.name: ticket for ticket in (*stale, *over)}
     return replace(found, void=tuple(void.values()))
 

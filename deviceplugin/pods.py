@@ -35,7 +35,7 @@ def read_pod(pod: Pod, trust: Trust) -> NodePod | None:
         ask, fault = PodAsk(containers=()), str(error)
     if not ask.containers and fault is None:
         return None
-    metadata = mapping(pod.get("metadata"))
+    metadata, status = mapping(pod.get("metadata")), mapping(pod.get("status"))
     annotations = mapping(metadata.get("annotations"))
     uid = str(metadata.get("uid", ""))
     placement: PodPlacement | None = None
@@ -54,17 +54,18 @@ def read_pod(pod: Pod, trust: Trust) -> NodePod | None:
             str(annotations.get(trust.names.arrival, "")).zfill(20),
             uid,
         ),
-        over=mapping(pod.get("status")).get("phase") in OVER,
+        over=status.get("phase") in OVER,
         ask=ask,
         placement=placement,
         fault=fault,
+        spent="deletionTimestamp" in metadata or "startTime" in status,
     )
 
 
 def reduced(pod: Pod) -> dict[str, Any]:
     """The parts of a pod that `read_pod` looks at: a node keeps no others in memory."""
-    metadata, spec = mapping(pod.get("metadata")), mapping(pod.get("spec"))
-    kept = ("uid", "namespace", "name", "creationTimestamp", "annotations")
+    metadata, spec, status = (mapping(pod.get(name)) for name in ("metadata", "spec", "status"))
+    kept = ("uid", "namespace", "name", "creationTimestamp", "deletionTimestamp", "annotations")
     return {
         "metadata": {name: metadata[name] for name in kept if name in metadata},
         "spec": {
@@ -74,7 +75,7 @@ def reduced(pod: Pod) -> dict[str, Any]:
             ]
             for field in ("initContainers", "containers")
         },
-        "status": {"phase": mapping(pod.get("status")).get("phase")},
+        "status": {name: status[name] for name in ("phase", "startTime") if name in status},
     }
 
 

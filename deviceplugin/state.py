@@ -50,6 +50,8 @@ class NodePod:
     """Believed: signed by the controller, for this pod and this node."""
     fault: str | None = None
     """Why it gets nothing here. None with no placement: the node may place it."""
+    spent: bool = False
+    """It is being deleted, or was started before: hardly the one that ids are asked for."""
 
     def owner(self, container: str) -> Owner:
         """One of its containers."""

@@ -23,14 +23,14 @@ with attend.signals_held() as mask:
     status = attend.run(sys.argv[1:], os.environ, mask)
 attend.end_like(status)
 """
-TELL = """
+TELL = r"""
 import os, signal, sys, time
 def tell(number, _):
-    print(signal.Signals(number).name, flush=True)
+    os.write(1, f"{signal.Signals(number).name}\n".encode())  # print cannot be interrupted by itself
 for name in ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "WINCH", "CONT", "ALRM"):
     signal.signal(getattr(signal, "SIG" + name), tell)
 signal.signal(signal.SIGRTMIN, lambda *_: sys.exit(7))
-print(os.getpid(), flush=True)
+os.write(1, f"{os.getpid()}\n".encode())
 while True:
     time.sleep(60)
 """

@@ -159,7 +159,10 @@ def test_pod_in_vcuda_s_own_resources_is_refused_for_what_the_controller_refuses
     except AskError as error:
         assert not done.faults or set(error.faults) <= set(done.faults)
         return
-    if pod["metadata"].get("labels", {}).get(NAMES.managed, "true") == "true":
+    ending = [each for each in pod["spec"].get("initContainers", ()) if each.get("restartPolicy") != "Always"]
+    if asked_of({"metadata": {}, "spec": {"containers": ending}}, NAMES).containers:
+        assert any(fault.startswith("spec.initContainers[") for fault in done.faults)
+    elif pod["metadata"].get("labels", {}).get(NAMES.managed, "true") == "true":
         assert done.faults == ()
         assert (done.pod is not None) == bool(asked.containers)
 

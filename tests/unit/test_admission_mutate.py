@@ -189,16 +189,15 @@ def test_request_without_a_limit_becomes_both() -> None:
     assert resources == {"limits": {CORE: "30", MEMORY: "8"}, "requests": {CORE: "30", MEMORY: "8"}}
 
 
-def test_each_container_asks_for_itself_init_containers_and_sidecars_too() -> None:
+def test_each_container_asks_for_itself_sidecars_too() -> None:
     pod = pods.pod({TCORE: "40", TMEMORY: "24"}, {"cpu": "1"}, {MEMORY: "4"})
     pod["spec"]["initContainers"] = [
-        {"name": "init", "resources": {"limits": {GPU_COUNT: "2"}}},
+        {"name": "init", "resources": {"limits": {"cpu": "2"}}},
         {"name": "sidecar", "restartPolicy": "Always", "resources": {"limits": {GPU_MEM: "256"}}},
     ]
     done = admit(pod).pod
     assert done is not None
     assert asked_of(done, Names()).containers == (
-        Ask(container="init", cores=200, memory_units=0),
         Ask(container="sidecar", cores=0, memory_units=1),
         Ask(container="main-0", cores=40, memory_units=24),
         Ask(container="main-2", cores=0, memory_units=4),
@@ -213,6 +212,10 @@ def test_another_domain_gets_its_own_names() -> None:
     assert done["spec"]["containers"][0]["resources"]["limits"] == {"gpu.example.com/vcuda-memory": "4"}
 
 
+INIT = (
+    "must not ask for a share, which could not be kept for it; ask in spec.containers, or make it a sidecar "
+    "with restartPolicy: Always"
+)
 NODE = (
     "must not be set, since vcuda's controller chooses the node; "
     "to narrow its choice use spec.nodeSelector or spec.affinity"
@@ -322,7 +325,10 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
             "metadata": {"annotations": {"vcuda.dev/policy": "", "vcuda.dev/placement": ""}},
             "spec": {
                 "nodeName": "n",
-                "initContainers": [{"resources": {"limits": {TCORE: "30"}}}],
+                "initContainers": [
+                    {"resources": {"limits": {MEMORY: "8"}}},
+                    {"restartPolicy": "Always", "resources": {"limits": {TCORE: "30"}}},
+                ],
                 "containers": [
                     {"resources": {"limits": {CORE: "x"}}},
                     {"resources": {"limits": {CORE: "30"}}},
@@ -330,7 +336,8 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
             },
         },
         [
-            f"spec.initContainers[0].resources.limits[{TCORE}]: 30: {needs(TMEMORY)}",
+            f"spec.initContainers[0].resources: {INIT}",
+            f"spec.initContainers[1].resources.limits[{TCORE}]: 30: {needs(TMEMORY)}",
             f"{LIMITS}[{CORE}]: x: {WHOLE_NUMBER}",
             f"spec.containers[1].resources.limits[{CORE}]: 30: {needs(MEMORY)}",
             "metadata.annotations[vcuda.dev/policy]: '': must be one of binpack, spread",

@@ -274,9 +274,7 @@ def test_what_is_the_controller_s_only_the_controller_changes(
     "pod", [admitted_pod(), PLACED, pods.pod(SHARE), pods.pod({"aliyun.com/gpu-mem": "1"})]
 )
 def test_everything_else_of_a_pod_everybody_changes(pod: dict[str, Any]) -> None:
-    after = changed(
-        pod, labels={"app": "x", NAMES.queue: "q"}, annotations={"note": "y", NAMES.priority: "low"}
-    )
+    after = changed(pod, labels={"app": "x"}, annotations={"note": "y", NAMES.priority: "low"})
     for user in (ALICE, KUBELET, CONTROLLER):
         assert PODS.refusals(after, pod, user=user) == []
         assert PODS.refusals(changed(pod, node="node-1"), pod, user=user, subresource="status") == []
@@ -427,5 +425,25 @@ def test_webhook_is_asked_as_it_promises() -> None:
 def test_every_manifest_is_in_the_kustomization() -> None:
     (kustomization,) = documents("kustomization.yaml")
     assert sorted(kustomization["resources"]) == sorted(
-        path.name for path in BASE.glob("*.yaml") if path.name != "kustomization.yaml"
+        ["../node", *(path.name for path in BASE.glob("*.yaml") if path.name != "kustomization.yaml")]
     )
+
+
+def test_init_container_that_ends_cannot_ask_and_a_sidecar_can() -> None:
+    pod = admitted_pod()
+    container = {"name": "first", "resources": {"limits": {MEMORY: "8"}}}
+    pod["spec"]["initContainers"] = [{**container, "restartPolicy": "Always"}]
+    assert PODS.refusals(pod) == []
+    pod["spec"]["initContainers"] = [container]
+    begins(PODS.refusals(pod), "spec.initContainers[].resources: must not ask")
+
+
+@pytest.mark.parametrize("subresource", ["", "status", "resize"])
+def test_queue_of_a_pod_cannot_be_changed(subresource: str) -> None:
+    pod = admitted_pod()
+    one = changed(pod, labels={NAMES.queue: "one"})
+    for before, after in ((pod, one), (one, pod), (one, changed(pod, labels={NAMES.queue: "two"}))):
+        begins(
+            PODS.refusals(after, before, subresource=subresource), "metadata.labels[vcuda.dev/queue]: cannot"
+        )
+    assert PODS.refusals(one, one, subresource=subresource) == []

@@ -6,6 +6,8 @@ import base64
 import json
 from dataclasses import replace
 
+import pytest
+
 from deviceplugin._proto.device_plugin_pb2 import ContainerAllocateResponse
 from deviceplugin.account import Listed, account_of, answers, read_checkpoint
 from deviceplugin.allocation import Allocation, Refused, allocate
@@ -256,3 +258,28 @@ def test_as_much_memory_is_offered_as_may_be_asked_with_a_whole_card() -> None:
     card = [NodeCard(uuid="GPU-0", index=0, model="V100", memory_bytes=63 * UNIT)]
     assert len(offer(card, MEMORY, tickets=[], unit_bytes=UNIT, nominal=True).ids) == 72
     assert len(offer(card, MEMORY, tickets=[], unit_bytes=UNIT, nominal=False).ids) == 63
+
+
+@pytest.mark.parametrize("resource", [CORE, MEMORY])
+def test_pod_that_was_started_or_is_leaving_is_the_last_to_be_meant(resource: Resource) -> None:
+    old, new = pod("old", "GPU-0", second=1, spent=True), pod("new", "GPU-1", second=2)
+    count = 50 if resource is CORE else 8
+    found = allocate(view(old, new), resource, ids(resource, *range(count)))
+    assert isinstance(found, Allocation)
+    assert found.ticket.meant.uid == new.uid
+    found = allocate(view(old), resource, ids(resource, *range(count)))
+    assert isinstance(found, Allocation)
+    assert found.ticket.meant.uid == old.uid
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_ids_that_are_given_out_twice_take_nothing_from_who_lives(alive: bool) -> None:
+    first, second = pod("first", "GPU-0", second=1), pod("second", "GPU-1", second=2)
+    had = ticket(first, owner=first)
+    holds = [Held(owner=first.owner("main"), resource=each, ids=had.ids[each]) for each in (CORE, MEMORY)]
+    seen = view(first, second, tickets=[had], held=holds if alive else ())
+    found = allocate(seen, CORE, had.ids[CORE])
+    assert isinstance(found, Allocation)
+    if alive:
+        assert found.ticket.meant.uid == second.uid
+        assert found.void == ()

@@ -27,6 +27,8 @@ if [ "${1:-}" = --where ] || complete; then
     echo "$target"
     exit 0
 fi
+# Where Go's own installation puts it, for shells that have not heard of that.
+PATH=$PATH:/usr/local/go/bin
 if ! command -v go >/dev/null; then
     say "no 'go' on PATH to build Kubernetes $version with; install Go 1.24 or newer, or set VCUDA_KUBERNETES to a directory with: ${programs[*]}"
     exit 3

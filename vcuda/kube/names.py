@@ -54,7 +54,7 @@ class Names:
 
     @property
     def queue(self) -> str:
-        """The pod label with the queue that a pod stands in; without it, its namespace is its queue."""
+        """The pod label with the queue, within its namespace, that a pod stands in."""
         return f"{self.domain}/queue"
 
     @property

@@ -67,7 +67,7 @@ def pod_facts(pod: Mapping[str, Any], names: Names) -> PodFacts:
         uid=uid,
         namespace=namespace,
         name=str(metadata.get("name")),
-        queue=labels.get(names.queue) or namespace,
+        queue=f"{namespace}/{labels[names.queue]}" if labels.get(names.queue) else namespace,
         arrival=(
             _seconds(metadata.get("creationTimestamp")),
             _stamp(annotations.get(names.arrival)),

@@ -53,6 +53,8 @@ class Translation:
     warnings: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     """Those that stood for what is now asked."""
+    memory_bytes: int | None = None
+    """What it asked, where that is less than the units that it counts as."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,7 @@ def translated(resources: object, where: str, rules: Rules) -> Translation:
         requests=requests,
         aliases=aliases,
         warnings=() if warning is None else (warning,),
+        memory_bytes=None if warning is None else _bytes(asked, rules),
     )
 
 
@@ -195,8 +198,13 @@ def _aliyun(asked: Mapping[str, _Asked], rules: Rules) -> _Numbers:
     return count * CORES_PER_CARD, 0, None, None
 
 
+def _bytes(asked: Mapping[str, _Asked], rules: Rules) -> int:
+    aliyun = _count(asked, ALIYUN_MEMORY) * rules.aliyun_unit_bytes
+    return aliyun or _count(asked, TENCENT_MEMORY) * TENCENT_UNIT_BYTES
+
+
 def _units(asked: _Asked | None, unit_bytes: int, rules: Rules) -> tuple[int, str | None, str | None]:
-    """Memory in the cluster's units, rounded up: what a program was promised it has. A fault, a warning."""
+    """Memory in the cluster's units, rounded up: the share itself is not. A fault, a warning."""
     if asked is None:
         return 0, None, None
     size_bytes = (asked.count or 0) * unit_bytes
@@ -210,7 +218,7 @@ def _units(asked: _Asked | None, unit_bytes: int, rules: Rules) -> tuple[int, st
         units,
         None,
         (
-            f"{asked.field}: {asked.count}: rounded up to {units} {rules.names.memory} "
+            f"{asked.field}: {asked.count}: counts as {units} {rules.names.memory} "
             f"of {format_size(rules.memory_unit_bytes)}"
         ),
     )

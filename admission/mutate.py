@@ -4,6 +4,7 @@
 touch, and it knows of no other pod and no node: whether a share can be had is the controller's to tell.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -36,6 +37,7 @@ def admitted(pod: Mapping[str, Any], *, rules: Rules, now_ns: int) -> Admitted:
     faults = [*_init_faults(pod, rules), *_ephemeral_faults(pod, rules)]
     warnings: list[str] = []
     aliases: list[str] = []
+    exact: dict[str, int] = {}
     spec = dict(mapping(pod["spec"]))
     made["spec"] = spec
     for field in LISTS:
@@ -46,6 +48,8 @@ def admitted(pod: Mapping[str, Any], *, rules: Rules, now_ns: int) -> Admitted:
             faults.extend(done.faults)
             warnings.extend(done.warnings)
             aliases.extend(done.aliases)
+            if done.memory_bytes is not None:
+                exact[str(given.get("name"))] = done.memory_bytes
             after.append(_with(container, {"limits": done.limits, "requests": done.requests}))
         if after:
             spec[field] = after
@@ -59,7 +63,10 @@ def admitted(pod: Mapping[str, Any], *, rules: Rules, now_ns: int) -> Admitted:
     names = rules.names
     metadata = dict(mapping(pod.get("metadata")))
     metadata["labels"] = {**mapping(metadata.get("labels")), names.managed: "true"}
-    metadata["annotations"] = {**mapping(metadata.get("annotations")), names.arrival: str(now_ns)}
+    annotations = {**mapping(metadata.get("annotations")), names.arrival: str(now_ns)}
+    if exact:
+        annotations[names.memory_bytes] = json.dumps(exact)
+    metadata["annotations"] = annotations
     made["metadata"] = metadata
     gates = list(cast("list[object]", spec.get("schedulingGates") or []))
     if {"name": names.gate} not in gates:

@@ -131,14 +131,15 @@ class Table:
         unit = self.unit[:, None]
         if asked.whole:
             return -(-asked.memory_units // asked.whole) * unit * NOMINAL_EIGHTHS // 8
-        return asked.memory_units * unit
+        units = asked.memory_units * unit
+        return units if asked.memory_bytes is None else np.minimum(units, asked.memory_bytes)
 
     def cores(self, asked: Ask, ask: PodAsk) -> Ints | int:
         """What a share takes of each card's cores (placing.share_on)."""
         if asked.cores:
             return asked.cores
         most = ask.cores_max or CORES_PER_CARD
-        of_card = CORES_PER_CARD * asked.memory_units * self.unit[:, None] // np.maximum(1, self.memory)
+        of_card = CORES_PER_CARD * self.needed(asked) // np.maximum(1, self.memory)
         return np.minimum(most, np.maximum(1, of_card))
 
     def reasons(self, asked: Ask, ask: PodAsk) -> Iterator[tuple[Reason, Bools]]:

@@ -215,7 +215,7 @@ def test_user_sees_what_was_rounded_up(installed: Installed) -> None:
         check=True,
         timeout=60,
     )
-    assert f"8065: rounded up to 32 {MEMORY} of 256MiB" in done.stderr
+    assert f"8065: counts as 32 {MEMORY} of 256MiB" in done.stderr
 
 
 def test_pods_without_vcuda_never_meet_the_webhook(installed: Installed) -> None:

@@ -115,6 +115,19 @@ def test_whole_card_and_two_shares_of_the_other(installation: Installation, name
         assert cores - BUSY_HOST <= percent <= cores + TOO_MUCH, (name, percent)
 
 
+def test_two_of_8065_mib_in_another_systems_name_share_the_first_card(
+    installation: Installation, namespace: str
+) -> None:
+    for name in ("one", "two"):
+        put(installation, namespace, name, {"aliyun.com/gpu-mem": 8065}, *works(2))
+    for name in ("one", "two"):
+        pods.wait_phase(installation.client, name, "Running", namespace=namespace)
+    assert len({card_of(installation, namespace, name) for name in ("one", "two")}) == 1
+    for name in ("one", "two"):
+        seen, _ = had(installation, namespace, name)
+        assert seen == (1, 8065 * 2**20, 0, OUT_OF_MEMORY), name
+
+
 def test_programs_of_one_user_are_in_one_share(installation: Installation, namespace: str) -> None:
     """A machine for development: each user has a pod that stays, and starts programs in it."""
     for user in ("anna", "ben"):

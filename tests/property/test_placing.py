@@ -36,6 +36,7 @@ def asks(draw: st.DrawFn, most: int = 3) -> PodAsk:
                 memory_units=draw(st.sampled_from([1, 8, 24, 40, 64]))
                 if kind != "whole"
                 else draw(st.sampled_from([0, 64])),
+                memory_bytes=draw(st.none() | st.sampled_from([2**28 - 2**20, 8065 * 2**20])),
             )
         )
     return PodAsk(

@@ -52,7 +52,7 @@ def test_no_message_is_in_the_reference_that_nobody_says() -> None:
 
 def test_warning_is_in_the_reference() -> None:
     (warning,) = admitted(pods.pod({"aliyun.com/gpu-mem": "8065"}), rules=Rules(), now_ns=1).warnings
-    (row,) = re.findall(r"`(FIELD: N: rounded up[^`]*)`", PAGE)
+    (row,) = re.findall(r"`(FIELD: N: counts as[^`]*)`", PAGE)
     assert pattern(row).fullmatch(warning)
 
 

@@ -179,7 +179,9 @@ def test_aliases_leave_limits_and_requests() -> None:
         "requests": {"cpu": "1", MEMORY: "32"},
     }
     assert done.aliases == (GPU_MEM, GPU_COUNT)
-    assert done.warnings == (f"{LIMITS}[{GPU_MEM}]: 8065: rounded up to 32 {MEMORY} of 256MiB",)
+    assert done.warnings == (f"{LIMITS}[{GPU_MEM}]: 8065: counts as 32 {MEMORY} of 256MiB",)
+    assert done.pod["metadata"]["annotations"][Names().memory_bytes] == '{"main-0": 8456765440}'
+    assert asked_of(done.pod, Names()).containers[0].bytes_of(2**28) == 8065 * 2**20
 
 
 def test_request_without_a_limit_becomes_both() -> None:
@@ -377,7 +379,7 @@ def test_answer_patches_and_warns() -> None:
         "uid": "uid-1",
         "allowed": True,
         "patchType": "JSONPatch",
-        "warnings": [f"{LIMITS}[{GPU_MEM}]: 8065: rounded up to 32 {MEMORY} of 256MiB"],
+        "warnings": [f"{LIMITS}[{GPU_MEM}]: 8065: counts as 32 {MEMORY} of 256MiB"],
     }
     assert pods.patched(pod, patch) == admit(pod).pod
     assert (done.verdict, done.pod) == (Verdict.PATCHED, "default/pod")

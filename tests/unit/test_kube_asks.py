@@ -157,3 +157,18 @@ def test_value_is_shown_in_one_short_line(value: object, text: str) -> None:
 
 def test_number_of_thousands_of_digits_is_shown_all_the_same() -> None:
     assert shown(1 << 20_000) == "0x1" + "0" * 58 + "..."
+
+
+def test_memory_that_was_asked_for_less_than_its_units_is_what_was_asked() -> None:
+    asked = asked_of(pod({MEMORY: "32"}, {MEMORY: "8"}, memory_bytes='{"main0": 8456765440}'), NAMES)
+    first, second = asked.containers
+    assert (first.bytes_of(2**28), second.bytes_of(2**28)) == (8065 * 2**20, 2**31)
+    assert first.bytes_of(2**20) == 32 * 2**20  # it makes no share larger
+
+
+@pytest.mark.parametrize(
+    "value", ["", "[]", "8", '{"main0": "8"}', '{"main0": 0}', '{"main0": true}', "{" * 5000]
+)
+def test_memory_in_bytes_that_cannot_be_is_refused(value: str) -> None:
+    with pytest.raises(AskError, match="an object of JSON, container to bytes"):
+        asked_of(pod({MEMORY: "32"}, memory_bytes=value), NAMES)

@@ -1,7 +1,8 @@
 """What the containers of a pod ask of cards, as its resources say it after admission. Pure."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from vcuda.errors import VcudaError
@@ -34,6 +35,13 @@ class Ask:
     container: str
     cores: int
     memory_units: int
+    memory_bytes: int | None = None
+    """Where it asked for less than so many units: how much."""
+
+    def bytes_of(self, unit_bytes: int) -> int:
+        """The memory of its share."""
+        units = self.memory_units * unit_bytes
+        return units if self.memory_bytes is None else min(units, self.memory_bytes)
 
     @property
     def whole(self) -> int:
@@ -76,8 +84,9 @@ def asked_of(pod: Pod, names: Names) -> PodAsk:
             faults.append(fault)
         asks.append(Ask(container=str(container.get("name")), cores=cores, memory_units=units))
     annotations = mapping(mapping(pod.get("metadata")).get("annotations"))
+    exact = _memory_bytes(annotations.get(names.memory_bytes), names, faults)
     found = PodAsk(
-        containers=tuple(asks),
+        containers=tuple(replace(ask, memory_bytes=exact.get(ask.container)) for ask in asks),
         cores_max=_cores_max(annotations.get(names.cores_max), asks, names, faults),
         priority=_priority(annotations.get(names.priority), names, faults),
         policy=_policy(annotations.get(names.policy), names, faults),
@@ -160,6 +169,22 @@ def _cores_max(value: object, asks: Iterable[Ask], names: Names, faults: list[st
             return ceiling
     faults.append(_annotation(names.cores_max, value, f"a whole number from {least} to {CORES_PER_CARD}"))
     return None
+
+
+def _memory_bytes(value: object, names: Names, faults: list[str]) -> Mapping[str, int]:
+    if value is None:
+        return {}
+    try:
+        found = cast("object", json.loads(value)) if isinstance(value, str) else None
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict) and all(
+        isinstance(each, int) and not isinstance(each, bool) and each > 0
+        for each in cast("dict[str, object]", found).values()
+    ):
+        return cast("dict[str, int]", found)
+    faults.append(_annotation(names.memory_bytes, value, "an object of JSON, container to bytes"))
+    return {}
 
 
 def _priority(value: object, names: Names, faults: list[str]) -> int:

@@ -68,6 +68,14 @@ class Names:
         return f"{self.domain}/priority"
 
     @property
+    def memory_bytes(self) -> str:
+        """The pod annotation with the memory of containers that asked for less than whole units.
+
+        An object of JSON, container to bytes. The webhook writes it; it can only make a share smaller.
+        """
+        return f"{self.domain}/memory-bytes"
+
+    @property
     def policy(self) -> str:
         """The pod annotation with how cards are chosen: binpack or spread."""
         return f"{self.domain}/policy"

@@ -127,7 +127,7 @@ def share_on(card: NodeCard, asked: Ask, ask: PodAsk, *, unit_bytes: int) -> Car
             memory_bytes=card.memory_bytes,
             whole=True,
         )
-    memory_bytes = asked.memory_units * unit_bytes
+    memory_bytes = asked.bytes_of(unit_bytes)
     if asked.cores:
         cores, most = asked.cores, max(asked.cores, ask.cores_max or 0)
     else:
@@ -141,7 +141,7 @@ def needed_bytes(asked: Ask, unit_bytes: int) -> int:
     if asked.whole:
         each = -(-asked.memory_units // asked.whole)
         return each * unit_bytes * NOMINAL_EIGHTHS // 8
-    return asked.memory_units * unit_bytes
+    return asked.bytes_of(unit_bytes)
 
 
 def preference(room: CardRoom, policy: str) -> int:

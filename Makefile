@@ -32,6 +32,10 @@ help: ## List the targets
 demo: setup ## Three shares of one simulated V100, a real CUDA client in each
 	@$(BIN)/python -m demo
 
+.PHONY: demo-cluster
+demo-cluster: setup ## Pods in shares of simulated cards on a real Kubernetes, all on this machine
+	@$(BIN)/python -m demo.cluster
+
 .PHONY: test
 test: setup lint ## All checks and tests; K=name for some of them
 	@$(BIN)/python -m pytest $(if $(K),-k '$(K)') $(ARGS)

@@ -82,10 +82,12 @@ class Burst:
         self._check_order()
 
     def close(self) -> None:
-        """Remove what is left."""
+        """Remove what is left, and wait until it is gone: later tests have the same node."""
         for namespace in self.namespaces:
             with contextlib.suppress(ApiError):
                 self.installation.client.delete(Namespace, namespace)
+        for namespace in self.namespaces:
+            until(f"no pods in {namespace}", lambda each=namespace: not self.installation.pods(each))
 
     # ---- the clients ----
 

@@ -33,7 +33,13 @@ SYSTEM = "vcuda-system"
 PREFIX = "node-"
 TWO = "V100-SXM2-16GB,V100-SXM2-16GB"
 OUT_OF_MEMORY = 2
-PLUGIN_AWAY = ("no healthy devices present", "unregistered device", "code = Unavailable", "Device Plugin")
+PLUGIN_AWAY = (
+    "no healthy devices present",
+    "unregistered device",
+    "code = Unavailable",
+    "code = Canceled",
+    "Device Plugin",
+)
 """What the kubelet says of pods that it was asked to admit while there was no agent."""
 STAY = f"{SHOW}\nimport time\ntime.sleep(3600)\n"
 

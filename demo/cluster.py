@@ -64,7 +64,7 @@ class Scenario:
         self.rows.append((asked, got, expected, ok))
 
     def show(self, console: Console) -> bool:
-        table = Table("asked", "got", "expected", "ok", title=self.title, title_justify="left")
+        table = Table("asked", "got", "expected", "ok", title=self.title, title_justify="left", min_width=80)
         for asked, got, expected, ok in self.rows:
             table.add_row(asked, got, expected, "[green]yes" if ok else "[red]NO")
         console.print(table)
@@ -107,7 +107,7 @@ def _works(seconds: int) -> tuple[str, ...]:
 
 
 def _percent(report: str) -> float:
-    """The part of the time in which a program's kernels ran, by its own count. What its queue holds at the end, 0.2 s at most, it counts too."""
+    """The part of the time in which a program's kernels ran, by its own count: up to 0.2 s too much."""
     (found,) = json.loads(report)
     return 100 * found["work_ns"] / (found["ended_ns"] - found["began_ns"])
 

@@ -55,7 +55,7 @@ __attribute__((noinline)) static void enter(struct vcuda_share *share, struct vc
     ticket->cost = vcuda_cost_get(kind);
     ticket->expected_ns = __atomic_load_n(&ticket->cost->ns, __ATOMIC_RELAXED);
     vcuda_admit(share, ticket, kind & VCUDA_MAGNITUDE);
-    ticket->began_ns = vcuda_meter_begins(meter);
+    vcuda_meter_begins(meter);
     bool due = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED) + ticket->expected_ns >=
                __atomic_load_n(&meter->measure_ns, __ATOMIC_RELAXED);
     if (ticket->expected_ns == 0) {
@@ -77,8 +77,6 @@ __attribute__((noinline)) static void leave(struct vcuda_ticket *ticket, CUresul
         count(meter, ticket->sample ? 0 : ticket->expected_ns);
         if (!ticket->sample && ticket->expected_ns == 0)
             __atomic_fetch_add(&meter->unknown, 1, __ATOMIC_RELAXED);
-        if (ticket->began_ns)
-            vcuda_meter_began(meter, ticket->began_ns);
     }
     if (ticket->sample)
         vcuda_meter_close(ticket, result);

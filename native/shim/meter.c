@@ -57,21 +57,9 @@ void vcuda_meter_earn(struct vcuda_context_meter *context, const struct vcuda_st
     context->events_left = all < VCUDA_EVENTS_FREE ? (uint32_t)all : VCUDA_EVENTS_FREE;
 }
 
-void vcuda_meter_emptied(struct vcuda_stream_meter *meter) {
-    meter->empty_ns = vcuda_clock_ns();
-    if (meter->varies > VCUDA_VARIES)
-        __atomic_store_n(&meter->due_ns, 0, __ATOMIC_RELAXED);
-}
-
-uint64_t vcuda_meter_begins(struct vcuda_stream_meter *meter) {
-    if (__atomic_load_n(&meter->due_ns, __ATOMIC_RELAXED) == 0)
-        vcuda_meter_set_due(meter);
-    return meter->outstanding || vcuda_meter_holds_more(meter) ? 0 : vcuda_clock_ns();
-}
-
-void vcuda_meter_began(struct vcuda_stream_meter *meter, uint64_t from_ns) {
-    uint64_t now = vcuda_clock_ns();
-    __atomic_store_n(&meter->empty_ns, from_ns + (now - from_ns) / 2, __ATOMIC_RELAXED);
+void vcuda_meter_begins(struct vcuda_stream_meter *meter) {
+    if (!meter->outstanding && !vcuda_meter_holds_more(meter))
+        __atomic_store_n(&meter->empty_ns, vcuda_clock_ns(), __ATOMIC_RELAXED);
 }
 
 /* ---- samples ---- */
@@ -282,15 +270,9 @@ static bool is_much(const struct vcuda_stream_meter *meter) {
            vcuda_meter_pending(meter) >= TAIL_NS * vcuda_coarse(meter);
 }
 
-/* A stream with one launch at a time leaves a pair: only that tells how late the end of a wait is noticed. */
-static bool leaves_a_pair(const struct vcuda_stream_meter *meter) {
-    return meter->outstanding || meter->context->events_left > 2;
-}
-
 struct vcuda_sample *vcuda_meter_tail(struct vcuda_stream_meter *meter) {
     if (!meter->key || !vcuda_meter_holds_more(meter) || !vcuda_is_ours(meter) || meter->card < 0 ||
-        !is_much(meter) || !leaves_a_pair(meter) ||
-        vcuda_meter_captures(meter->stream, false) != VCUDA_CAPTURES_NOT ||
+        !is_much(meter) || vcuda_meter_captures(meter->stream, false) != VCUDA_CAPTURES_NOT ||
         (!meter->outstanding && vcuda_real.cuStreamQuery(meter->stream) != CUDA_ERROR_NOT_READY) ||
         !vcuda_lock_try(&meter->recording))
         return NULL;

@@ -54,7 +54,7 @@ struct vcuda_stream_meter {
     uint32_t interruptions;          /* vcuda_interruptions at its last sample */
     uint64_t proven_ns;     /* host's clock: until then it is known to have been at work without a pause */
     uint64_t carried_ns;    /* what it held when that began */
-    uint64_t empty_ns;      /* host's clock: when it was last seen empty, or a launch into it then */
+    uint64_t empty_ns;      /* host's clock: when it was last seen empty */
     uint64_t earned_ns;     /* its work up to here has earned events */
     uint64_t alone_from_ns; /* host's clock: when its last measured launch was made */
     uint64_t alone_ns;      /* what its last measured launch took by itself in an empty stream; 0 = that is
@@ -85,7 +85,6 @@ struct vcuda_ticket {
     struct vcuda_cost *cost;
     struct vcuda_sample *sample; /* NULL: not measured */
     uint64_t expected_ns;
-    uint64_t began_ns; /* host's clock: before it, in a stream that was empty; 0 = it was not */
 };
 
 extern struct vcuda_stream_entry vcuda_stream_entries[VCUDA_STREAM_ENTRIES];
@@ -136,13 +135,8 @@ void vcuda_admit(struct vcuda_share *share, struct vcuda_ticket *ticket, uint32_
 uint64_t vcuda_credit_use(const struct vcuda_ticket *ticket);
 void vcuda_credit_return(const struct vcuda_ticket *ticket, uint64_t used_ns);
 
-/* A stream is empty now. Where its launches differ much, the next one does not take the common way: what is
- * measured of it then goes back to its launch, and not to here. */
-void vcuda_meter_emptied(struct vcuda_stream_meter *meter);
-/* A launch is about to go: the host's clock, where its stream has nothing else; else 0. And when it has gone.
- */
-uint64_t vcuda_meter_begins(struct vcuda_stream_meter *meter);
-void vcuda_meter_began(struct vcuda_stream_meter *meter, uint64_t from_ns);
+/* A launch is about to go: where its stream has nothing else, its work begins now. */
+void vcuda_meter_begins(struct vcuda_stream_meter *meter);
 
 /* Around a launch that is to be measured: an event before it and one behind it. */
 void vcuda_meter_open(struct vcuda_share *share, struct vcuda_ticket *ticket);

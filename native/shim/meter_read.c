@@ -106,7 +106,7 @@ static uint64_t without_delay(struct vcuda_share *share, const struct vcuda_samp
     uint64_t seen = usual ? slack : 2 * usual_slack_ns;
     usual_slack_ns = (uint64_t)((int64_t)usual_slack_ns + ((int64_t)seen - (int64_t)usual_slack_ns) / 16);
     bool exact = vcuda_cost_how(vcuda_sample_cost(sample)) == VCUDA_COST_EXACT;
-    if (!known || (usual && !exact) || sample->meter->varies > VCUDA_VARIES)
+    if (!known || (usual && !exact))
         return likely;
     uint64_t least = own > slack ? own - slack : 1;
     return known < least ? least : known > most ? most : known;
@@ -278,7 +278,7 @@ static void digest(struct vcuda_share *share, struct vcuda_context_meter *contex
     set_clocks(context, sample, length > 0 ? (uint64_t)length : 0, end);
     adjust_plan(context, sample, end);
     if (meter->outstanding == 1 && !vcuda_meter_holds_more(meter))
-        vcuda_meter_emptied(meter);
+        meter->empty_ns = vcuda_clock_ns();
     if (crowded)
         account_crowd(share, context, can, from, end, ran, paid);
     else
@@ -363,11 +363,11 @@ void vcuda_meter_settle(struct vcuda_share *share, struct vcuda_stream_meter *me
     struct vcuda_context_meter *context = meter->context;
     uint64_t pending = vcuda_limiter_measured_ns(share, meter->card, vcuda_meter_pending(meter));
     bool limited = meter->card >= 0 && meter->paid_ns != VCUDA_UNLIMITED;
-    bool varies = meter->varies > VCUDA_VARIES, doubtful = varies || meter->unknown;
+    bool doubtful = meter->varies > VCUDA_VARIES || meter->unknown;
     uint64_t paid = vcuda_meter_take_charge(meter), clock = vcuda_clock_ns(), was_empty = meter->empty_ns;
     meter->settled_ns = __atomic_load_n(&meter->work_ns, __ATOMIC_RELAXED);
     meter->unknown = 0;
-    vcuda_meter_emptied(meter);
+    meter->empty_ns = clock;
     if (!meter->outstanding) {
         meter->interruptions = __atomic_load_n(&vcuda_interruptions, __ATOMIC_RELAXED);
         __atomic_store_n(&meter->interrupted, false, __ATOMIC_RELAXED);
@@ -378,9 +378,8 @@ void vcuda_meter_settle(struct vcuda_share *share, struct vcuda_stream_meter *me
     }
     if (!pending && !paid)
         return;
-    /* Where launches differ, what is expected of one is no better than a guess that is right in the mean. */
     if (pending && guess.length_ns && doubtful &&
-        (varies || pending < guess.length_ns - guess.doubt_ns || pending > guess.length_ns + guess.doubt_ns))
+        (pending < guess.length_ns - guess.doubt_ns || pending > guess.length_ns + guess.doubt_ns))
         pending = guess.length_ns;
     /* When it ran is known only so far: it has ended by now, on the GPU's clock, and began after what came
      * before. */

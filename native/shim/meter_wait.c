@@ -213,7 +213,7 @@ static void settle_dry(struct vcuda_share *share, struct vcuda_context_meter *co
         if (vcuda_meter_holds_more(meter) && asked++ < STREAMS_ASKED && has_run_dry(meter))
             vcuda_meter_settle(share, meter, (struct vcuda_guess){.from_ns = meter->empty_ns});
         else if (!vcuda_meter_holds_more(meter))
-            vcuda_meter_emptied(meter);
+            meter->empty_ns = vcuda_clock_ns();
         any |= vcuda_meter_holds_more(meter);
     }
     if (!any) /* everything has been told */

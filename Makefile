@@ -91,7 +91,7 @@ setup: build/stamp/venv native $(BINDING) $(PROTOCOL)
 native: build/stamp/venv
 	@$(MAKE) -C native
 
-build/stamp/packages: tools/packages.sh
+build/stamp/packages: tools/packages.sh tools/apt.sh
 	@tools/packages.sh
 	@mkdir -p $(@D) && touch $@
 

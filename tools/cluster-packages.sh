@@ -5,13 +5,7 @@
 set -eu
 exec </dev/null
 PATH=$PATH:/usr/sbin:/sbin
-
-missing=
-need() { # need PACKAGE COMMAND...: PACKAGE is missing unless COMMAND succeeds
-    package=$1
-    shift
-    "$@" >/dev/null 2>&1 || missing="$missing $package"
-}
+. "$(dirname "$0")/apt.sh"
 
 static_busybox() { busybox=$(command -v busybox) && ! ldd "$busybox"; }
 
@@ -24,38 +18,12 @@ need iptables command -v iptables
 need mount sh -c 'command -v mount'
 need util-linux sh -c 'command -v unshare && command -v nsenter'
 
-[ -n "$missing" ] || exit 0
-
-if [ "$(id -u)" = 0 ]; then
-    as_root=
-elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
-    as_root="sudo -n"
-else
-    as_root=none
-fi
-if [ "$as_root" = none ] || ! command -v apt-get >/dev/null 2>&1; then
-    echo "cluster: missing:$missing; install them (Debian: apt-get install$missing) and try again" >&2
-    exit 1
-fi
-
-echo "cluster: installing$missing" >&2
-log=$(mktemp)
-policy=/usr/sbin/policy-rc.d
-made_policy=
-undo() {
-    rm -f "$log"
-    [ -z "$made_policy" ] || $as_root rm -f "$policy"
-}
-trap undo EXIT
+become_root cluster "try again"
 # The packages would start their services (containerd, prometheus) as they are installed; 101 forbids that.
+policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
-    made_policy=yes
+    undo="$as_root rm -f $policy"
     printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
     $as_root chmod 755 "$policy"
 fi
-export DEBIAN_FRONTEND=noninteractive
-if ! { $as_root apt-get -q update && $as_root apt-get -q -y install --no-install-recommends $missing; } >"$log" 2>&1; then
-    cat "$log" >&2
-    echo "cluster: apt-get could not install$missing; see above" >&2
-    exit 1
-fi
+install_missing cluster >&2

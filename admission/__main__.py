@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from admission import controller as controllers
 from admission import webhook as webhooks
 from admission.controller import ControllerSettings
-from admission.settings import read_settings, settings_error
+from admission.settings import read_settings
 from vcuda.errors import VcudaError
 from vcuda.kube.names import POLICIES
+from vcuda.settings import settings_error
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 

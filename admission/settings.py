@@ -2,10 +2,10 @@
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -15,26 +15,8 @@ from pydantic_settings import (
 
 from admission.aliases import Rules
 from admission.certificate import CertificateError, Plan
-from vcuda.errors import VcudaError
 from vcuda.kube.names import DOMAIN, MEMORY_UNIT_BYTES, Names
-from vcuda.units import parse_size
-
-
-class SettingsError(VcudaError):
-    """A setting has a value that cannot be."""
-
-
-def _size(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_size(value)
-    except VcudaError as error:
-        raise ValueError(str(error)) from error
-
-
-Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
-"""Bytes; written as 256MiB, or as a number."""
+from vcuda.settings import Domain, SettingsError, Size, settings_error
 
 
 class WebhookSettings(BaseSettings):
@@ -44,8 +26,8 @@ class WebhookSettings(BaseSettings):
         env_prefix="VCUDA_ADMISSION_", extra="forbid", frozen=True, env_ignore_empty=True
     )
 
-    domain: str = Field(default=DOMAIN, pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
-    """The prefix of resources, labels and annotations; the manifests must have the same."""
+    domain: Domain = DOMAIN
+    """The manifests must have the same."""
     memory_unit: Size = MEMORY_UNIT_BYTES
     """Bytes of one `vcuda-memory`; the node agents must have the same."""
     aliyun_unit: Literal["MiB", "GiB"] = "MiB"
@@ -146,10 +128,3 @@ def read_settings(file: Path | None = None, **flags: object) -> WebhookSettings:
     except (OSError, ValueError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
         raise SettingsError(f"settings: {file}: {why}") from error
-
-
-def settings_error(error: ValidationError) -> SettingsError:
-    """The first fault that was found in settings, in one line."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(map(str, first["loc"])) or "together"
-    return SettingsError(f"settings: {where}: {first['msg'].removeprefix('Value error, ')}")

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -14,28 +14,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from vcuda.errors import VcudaError
 from vcuda.kube.names import DOMAIN, MEMORY_UNIT_BYTES, Names
-from vcuda.units import parse_size
+from vcuda.settings import Domain, SettingsError, Size, settings_error
 
 CONFIG = "VCUDA_NODE_CONFIG"
 """The variable that names the file."""
-
-
-class SettingsError(VcudaError):
-    """A setting has a value that cannot be."""
-
-
-def _size(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_size(value)
-    except VcudaError as error:
-        raise ValueError(str(error)) from error
-
-
-Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 
 
 class Settings(BaseSettings):
@@ -53,10 +36,8 @@ class Settings(BaseSettings):
     )
 
     name: str = Field(min_length=1, description="the node's name in Kubernetes")
-    domain: str = Field(
-        default=DOMAIN,
-        pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$",
-        description="the prefix of resources, labels and annotations; as admission has it",
+    domain: Domain = Field(
+        default=DOMAIN, description="the prefix of resources, labels and annotations; as admission has it"
     )
     memory_unit: Size = Field(
         default=MEMORY_UNIT_BYTES, description="bytes of one vcuda-memory, as 256MiB; as admission has it"
@@ -184,8 +165,6 @@ def read_settings(arguments: Sequence[str] = ()) -> Settings:
         flags = CliSettingsSource[object](Settings, cli_parse_args=list(arguments))
         return Settings(_cli_settings_source=flags)  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "together"
-        raise SettingsError(f"settings: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise settings_error(error) from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"settings: {' '.join(str(error).split())}") from error

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vcuda.kube.names import DOMAIN, Names
+from vcuda.settings import Domain
 
 
 def _identity() -> str:
@@ -23,8 +24,7 @@ class ControllerSettings(BaseSettings):
         env_prefix="VCUDA_CONTROLLER_", extra="forbid", frozen=True, env_ignore_empty=True
     )
 
-    domain: str = Field(default=DOMAIN, pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
-    """The prefix of resources, labels and annotations; webhook and node agents must have the same."""
+    domain: Domain = DOMAIN
     policy: Literal["binpack", "spread"] = "binpack"
     """How cards are chosen for pods that say nothing of it."""
 

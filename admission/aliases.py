@@ -117,6 +117,7 @@ def translated(resources: object, where: str, rules: Rules) -> Translation:
     )
     if fault is not None:
         return Translation(limits=limits, requests=requests, faults=(fault,), aliases=aliases)
+    size_bytes = _bytes(asked, rules)
     for listed in (limits, requests):
         for name, count in ((rules.names.core, cores), (rules.names.memory, units)):
             listed.pop(name, None)
@@ -127,7 +128,7 @@ def translated(resources: object, where: str, rules: Rules) -> Translation:
         requests=requests,
         aliases=aliases,
         warnings=() if warning is None else (warning,),
-        memory_bytes=None if warning is None else _bytes(asked, rules),
+        memory_bytes=size_bytes if size_bytes < units * rules.memory_unit_bytes else None,
     )
 
 

@@ -44,12 +44,13 @@ def allocate(view: View, resource: Resource, ids: Ids) -> Allocation | Refused:
     stale = [ticket for ticket in view.tickets if _worthless(view, ticket)]
     view = replace(view, tickets=[ticket for ticket in view.tickets if ticket not in stale])
     before = [ticket for ticket in view.tickets if ticket.ids.get(resource, frozenset()) & ids]
-    lenders = {owner.uid for ticket in before if (owner := _alive(view, ticket)) is not None}
+    alive = {ticket.name: owner for ticket in before if (owner := _alive(view, ticket)) is not None}
     # Where somebody lists all pods just when one has ended, the kubelet may give ids out twice: a ticket that
     # a living pod has is worth as much as before.
-    given = [ticket for ticket in before if _alive(view, ticket) is None]
+    given = [ticket for ticket in before if ticket.name not in alive]
     candidates = _candidates(view, resource, len(ids))
-    # Ids that a living pod has are given to no other pod: its init container's are lent to its other ones.
+    # Else ids that a living pod has are its own once more: its init container's, lent to its other ones.
+    lenders = {owner.uid for owner in alive.values()}
     own = [owner for owner in candidates if owner.uid in lenders]
     # A pod that was served once, and does not have it, was refused by the kubelet; nearly always.
     served = {owner.uid for owner in candidates if _was_served(view, owner, resource)}

@@ -22,13 +22,14 @@ from tests.cluster.machine import NODE, Cluster, pods, until
 from tests.cluster.machine.programs import ROOT, Program
 from vcuda.kube.names import Names
 from vcuda.kube.nodes import decode_moved
-from vcuda.kube.placements import CardShare, PlacementError, decode
+from vcuda.kube.placements import CardShare, decode
 from vcuda.kube.pods import pod_facts
 
 NAMES = Names()
 SYSTEM = "vcuda-system"
 RUN = "/run/vcuda-node"
-QUICK = {"LEASE_S": "3", "RENEW_S": "2", "RETRY_S": "0.3", "PATIENCE_S": "0", "TELL_S": "0.5"}
+HEALTH_PORT = 18080
+QUICK = {"LEASE_S": "3", "RENEW_S": "2", "RETRY_S": "0.3", "PATIENCE_S": "0", "TELL_S": "0.2"}
 """Settings of the controller with which another leader need not be waited for long."""
 _PRINT = "from tests.cluster.installation import on_node; on_node()"
 
@@ -50,13 +51,13 @@ class Installation:
     def __init__(self, cluster: Cluster, *, cards: str) -> None:
         self.cluster = cluster
         self.client = cluster.client()
-        self._given = yaml.safe_dump_all(_manifests(cluster))
+        self._given = yaml.safe_dump_all(manifests(cluster, "base", "node"))
         cluster.kubectl("apply", "-f", "-", stdin=self._given)
         for account in ("vcuda-admission", "vcuda-controller", "vcuda-node"):
             bound_to = NODE if account == "vcuda-node" else ""
             cluster.add_user(account, cluster.account_token(account, namespace=SYSTEM, node=bound_to))
-        self.webhook = self._webhook()
-        self.controller = self._controller()
+        self.webhook = start_webhook(cluster, "burst-webhook")
+        self.controller = start_controller(cluster, "burst-controller")
         self.agent = self._agent(cards)
         until("the API server asks the webhook", self.admits, timeout_s=60)
         until("the node offers its cards", lambda: self.offered() > 0, timeout_s=60)
@@ -90,15 +91,11 @@ class Installation:
         return {pod.metadata.name: pod.to_dict() for pod in self.client.list(Pod, namespace=namespace)}
 
     def placed(self, pod: dict[str, Any]) -> dict[str, tuple[CardShare, ...]]:
-        """Where a pod's containers are by its placement, if the signature is the controller's."""
+        """Where a pod's containers are by its placement, whose signature must be the controller's."""
         found = self.client.get(ConfigMap, "vcuda-placement-key", namespace=SYSTEM)
-        key: Any = serialization.load_pem_public_key(next(iter(found.data.values())).encode())
+        key: Any = serialization.load_pem_public_key(found.data["public.pem"].encode())
         facts = pod_facts(pod, NAMES)
-        if facts.placement is None:
-            return {}
-        with contextlib.suppress(PlacementError):
-            return dict(decode(facts.placement, facts.uid, key).containers)
-        return {}
+        return dict(decode(facts.placement or "", facts.uid, key).containers)
 
     def moved(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """What the node says that it put elsewhere."""
@@ -113,29 +110,6 @@ class Installation:
             Held(**{**each, "cards": tuple(tuple(card) for card in each["cards"])})
             for each in json.loads(done.stdout)
         ]
-
-    # ---- starting ----
-
-    def _webhook(self) -> Program:
-        env = {
-            "VCUDA_ADMISSION_HOST": self.cluster.address(50),
-            "VCUDA_ADMISSION_PORT": "443",
-            "VCUDA_ADMISSION_HEALTH_PORT": "18080",
-            "VCUDA_ADMISSION_DRAIN_S": "0",
-            "VCUDA_ADMISSION_KUBECONFIG": str(self.cluster.kubeconfig("vcuda-admission")),
-        }
-        return self.cluster.control.start(
-            "burst-webhook", [sys.executable, "-m", "admission", "webhook"], env=env
-        )
-
-    def _controller(self) -> Program:
-        env = {
-            "VCUDA_CONTROLLER_KUBECONFIG": str(self.cluster.kubeconfig("vcuda-controller")),
-            **{f"VCUDA_CONTROLLER_{name}": value for name, value in QUICK.items()},
-        }
-        return self.cluster.control.start(
-            "burst-controller", [sys.executable, "-m", "admission", "controller"], env=env
-        )
 
     def _agent(self, cards: str) -> Program:
         env = {
@@ -163,15 +137,40 @@ def on_node() -> None:
     print(json.dumps(found))
 
 
-def _manifests(cluster: Cluster) -> list[dict[str, Any]]:
-    """All that is installed but what runs containers of an image."""
+def start_webhook(cluster: Cluster, name: str, **settings: str) -> Program:
+    """The webhook, beside the control plane; settings go over those that the cluster needs."""
+    env = {
+        "HOST": cluster.address(50),
+        "PORT": "443",
+        "HEALTH_PORT": str(HEALTH_PORT),
+        "DRAIN_S": "0",
+        "KUBECONFIG": str(cluster.kubeconfig("vcuda-admission")),
+        **{setting.upper(): value for setting, value in settings.items()},
+    }
+    return _start(cluster, name, "webhook", {f"VCUDA_ADMISSION_{key}": value for key, value in env.items()})
+
+
+def start_controller(cluster: Cluster, name: str) -> Program:
+    """A controller, beside the control plane, with the settings QUICK."""
+    env = {"KUBECONFIG": str(cluster.kubeconfig("vcuda-controller")), **QUICK}
+    return _start(
+        cluster, name, "controller", {f"VCUDA_CONTROLLER_{key}": value for key, value in env.items()}
+    )
+
+
+def _start(cluster: Cluster, name: str, part: str, env: dict[str, str]) -> Program:
+    return cluster.control.start(name, [sys.executable, "-m", "admission", part], env=env)
+
+
+def manifests(cluster: Cluster, *directories: str) -> list[dict[str, Any]]:
+    """All that these directories of manifests install, but what runs containers of an image."""
     found = [
         each
-        for directory in ("base", "node")
+        for directory in directories
         for path in sorted((ROOT / "manifests" / directory).glob("*.yaml"))
         if path.name != "kustomization.yaml"
         for each in yaml.safe_load_all(path.read_text(encoding="utf-8"))
-        if each["kind"] not in {"Deployment", "DaemonSet", "PodDisruptionBudget", "Kustomization"}
+        if each["kind"] not in {"Deployment", "DaemonSet", "PodDisruptionBudget"}
     ]
     for each in found:
         if (each["kind"], each["metadata"]["name"]) == ("Service", "vcuda-admission"):

@@ -29,6 +29,7 @@ from lightkube.resources.admissionregistration_v1 import (
 from lightkube.resources.core_v1 import ConfigMap, Node, Pod, Secret
 from lightkube.types import PatchType
 
+from tests.cluster.installation import HEALTH_PORT, manifests, start_webhook
 from tests.cluster.machine import NODE, Cluster, ClusterError, pods, until
 from tests.cluster.machine.programs import ROOT, Program
 from tests.unit.test_admission_mutate import REFUSED
@@ -40,7 +41,7 @@ NAMES = Names()
 CORE, MEMORY = NAMES.core, NAMES.memory
 BASE = ROOT / "manifests" / "base"
 NAMESPACE = "vcuda-system"
-PORT, HEALTH_PORT = 443, 18080
+PORT = 443
 SHARE = {CORE: 30, MEMORY: 8}
 PATCHED = ("vcuda_admission_reviews_total", "patched")
 
@@ -74,16 +75,7 @@ class Installed:
 
     def start(self, **settings: str) -> None:
         """Start the webhook, or one with other settings, and wait until the API server trusts it."""
-        env = {
-            "VCUDA_ADMISSION_HOST": self.address,
-            "VCUDA_ADMISSION_PORT": str(PORT),
-            "VCUDA_ADMISSION_HEALTH_PORT": str(HEALTH_PORT),
-            "VCUDA_ADMISSION_DRAIN_S": "0",
-            "VCUDA_ADMISSION_KUBECONFIG": str(self.cluster.kubeconfig("vcuda-admission")),
-            **{f"VCUDA_ADMISSION_{name.upper()}": value for name, value in settings.items()},
-        }
-        argv = [sys.executable, "-m", "admission", "webhook"]
-        self.webhook = self.cluster.control.start("vcuda-admission", argv, env=env)
+        self.webhook = start_webhook(self.cluster, "vcuda-admission", **settings)
         until("webhook: ready", lambda: self.get("/readyz") == "ok\n")
         until("webhook: asked by the API server", self.answers)
 
@@ -119,26 +111,10 @@ class Installed:
         return int(float(found))
 
 
-def manifests() -> list[dict[str, Any]]:
-    """All of the base but what runs containers of an image."""
-    found = [
-        each
-        for path in sorted(BASE.glob("*.yaml"))
-        if path.name != "kustomization.yaml"
-        for each in yaml.safe_load_all(path.read_text())
-        if each["kind"] not in {"Deployment", "DaemonSet", "PodDisruptionBudget"}
-    ]
-    return sorted(found, key=lambda each: each["kind"] != "Namespace")
-
-
 @pytest.fixture(scope="module")
 def installed(cluster: Cluster) -> Iterator[Installed]:
     """The policies, the webhook's configuration and rights, and the webhook, running."""
-    given = manifests()
-    for each in given:
-        if (each["kind"], each["metadata"]["name"]) == ("Service", "vcuda-admission"):
-            each["spec"] = {"clusterIP": cluster.address(50), "ports": [{"port": 443, "name": "webhook"}]}
-    text = yaml.safe_dump_all(given)
+    text = yaml.safe_dump_all(manifests(cluster, "base"))
     cluster.kubectl("apply", "-f", "-", stdin=text)
     try:
         cluster.kubectl("apply", "-f", "-", stdin=RIGHTS)

@@ -11,7 +11,7 @@ import itertools
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -51,8 +51,6 @@ class Burst:
     chance: random.Random
     replaced: bool = False
     """Whether the kubelet may fail pods, since it or the agent is away; their owner then makes them anew."""
-    asked: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """By uid."""
     seen: dict[str, str] = field(default_factory=dict)
     """The id of each container that was seen running, by the pod's uid."""
     done: set[str] = field(default_factory=set)
@@ -129,6 +127,7 @@ class Burst:
                 for pod in self.installation.pods(namespace).values()
             }
             held = self.installation.held()
+            moved = self.installation.moved()  # after the grants: it is published before them
         except (ApiError, OSError, ConnectionError):
             return False
         by_uid: dict[str, list[Held]] = defaultdict(list)
@@ -143,7 +142,7 @@ class Burst:
             if phase == "Failed":
                 self._failed(pod)
             elif phase == "Running":
-                self._check_pod(pod, by_uid[uid])
+                self._check_pod(pod, by_uid[uid], moved.get(uid, {}))
                 right.append(pod)
         for pod in right:
             if self.chance.random() < 0.7:
@@ -152,7 +151,7 @@ class Burst:
                 self.done.add(pod["metadata"]["uid"])
         return True
 
-    def _check_pod(self, pod: dict[str, Any], held: list[Held]) -> None:
+    def _check_pod(self, pod: dict[str, Any], held: list[Held], moved: Mapping[str, tuple[str, ...]]) -> None:
         """Its grant is what it asked, on the cards that it was placed on, or was moved to."""
         who = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
         uid = pod["metadata"]["uid"]
@@ -160,6 +159,8 @@ class Burst:
         cores, units = int(limits[NAMES.core]), int(limits[NAMES.memory])
         assert len(held) == 1, f"{who}: {len(held)} grants"
         (card,) = held[0].cards
+        placed = tuple(share.uuid for share in self.installation.placed(pod)["main"])
+        assert (card[0],) == moved.get("main", placed), f"{who}: {card}, placed on {placed}, moved {moved}"
         assert card[1] == cores * PPM_PER_CORE, f"{who}: {card}, asked {cores}"
         assert cores == 100 or card[2] == units * MEMORY_UNIT_BYTES, f"{who}: {card}, asked {units}"
         (status,) = pod["status"]["containerStatuses"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from lightkube.resources.core_v1 import ConfigMap, Namespace, Node, Pod
 from lightkube.resources.events_v1 import Event
 
 from tests import kube_objects
+from tests.cluster.installation import start_controller
 from tests.cluster.machine import Cluster, until
 from tests.cluster.machine.programs import ROOT, Program
 from tests.kube_objects import GIB, NAMES
@@ -30,8 +30,6 @@ from vcuda.kube.pods import pod_facts
 
 BASE = ROOT / "manifests" / "base"
 SYSTEM = "vcuda-system"
-QUICK = {"LEASE_S": "3", "RENEW_S": "2", "RETRY_S": "0.3", "PATIENCE_S": "0", "TELL_S": "0.2"}
-"""Settings with which another leader need not be waited for long."""
 
 
 class Site:
@@ -47,12 +45,7 @@ class Site:
         if self.controller is not None:
             self.controller.start()
             return
-        env = {
-            "VCUDA_CONTROLLER_KUBECONFIG": str(self.cluster.kubeconfig("vcuda-controller")),
-            **{f"VCUDA_CONTROLLER_{name}": value for name, value in QUICK.items()},
-        }
-        argv = [sys.executable, "-m", "admission", "controller"]
-        self.controller = self.cluster.control.start(f"controller-{self.namespace}", argv, env=env)
+        self.controller = start_controller(self.cluster, f"controller-{self.namespace}")
 
     def kill(self) -> None:
         assert self.controller is not None

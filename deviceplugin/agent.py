@@ -12,7 +12,6 @@ from pathlib import Path
 
 from deviceplugin import processes
 from deviceplugin.allocation import rooms
-from deviceplugin.api import ApiServer
 from deviceplugin.cluster import Cluster
 from deviceplugin.delivery import Delivery, grant_of
 from deviceplugin.desk import Desk, Rules
@@ -33,6 +32,7 @@ from deviceplugin.shares import Governing, Shares
 from deviceplugin.state import Account, Resource, Ticket, View
 from deviceplugin.tickets import Books, TicketError, lock
 from deviceplugin.units import Offer, offer
+from vcuda.apiserver import Api
 from vcuda.calibration import Calibration, calibrate
 from vcuda.errors import VcudaError
 from vcuda.grant import Grant
@@ -40,6 +40,7 @@ from vcuda.units import format_size
 
 _LOG = logging.getLogger(__name__)
 _AGAIN_SECONDS = 2.0
+_API_SECONDS = 5.0
 _CALIBRATION_SECONDS = 20.0
 """A container does not wait longer for what contexts cost to be known; the kubelet allows it 30."""
 _CONTEST_SECONDS = 30.0
@@ -73,7 +74,7 @@ class Agent:
         self._books = Books(settings.run_dir / "shares", say=_LOG.error)
         self._kubelet = KubeletAccount(settings.kubelet_dir, settings.names)
         self._cluster = Cluster(
-            ApiServer(settings.kubeconfig),
+            Api(kubeconfig=settings.kubeconfig, timeout_s=_API_SECONDS),
             trust=Trust(
                 node=settings.name, names=settings.names, key=None, required=settings.require_placement
             ),

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from deviceplugin.allocation import Refused
-from deviceplugin.api import GONE, NOT_FOUND, ApiError, ApiServer
 from deviceplugin.pods import Trust, read_pod, reduced
 from deviceplugin.state import NodePod
+from vcuda.apiserver import GONE, NOT_FOUND, Api, ApiError, Json, path_of
 from vcuda.kube.asks import mapping
 from vcuda.kube.nodes import Moved, NodeCard, NodeCards, NodeError, decode_moved, encode_cards, encode_moved
 
@@ -44,7 +44,7 @@ class Cluster:
 
     def __init__(
         self,
-        server: ApiServer,
+        server: Api,
         *,
         trust: Trust,
         key: tuple[str, str],
@@ -96,7 +96,7 @@ class Cluster:
                 await self._read_key()  # there may be another one since
                 if self._moved is None:
                     await self._read_node()
-                found, _ = await self._server.everything("/api/v1/pods", fieldSelector=self._selector)
+                found, _ = await self._server.list_all(path_of("pods"), fieldSelector=self._selector)
         except (ApiError, TimeoutError):
             return False
         self._replace(found)
@@ -166,12 +166,12 @@ class Cluster:
         if self._moved is None:
             await self._read_node()
         if not self._version:
-            found, self._version = await self._server.everything("/api/v1/pods", fieldSelector=self._selector)
+            found, self._version = await self._server.list_all(path_of("pods"), fieldSelector=self._selector)
             self._replace(found)
             self._synced = True
         try:
-            changes = self._server.changes(
-                "/api/v1/pods", version=self._version, seconds=WATCH_SECONDS, fieldSelector=self._selector
+            changes = self._server.watch(
+                path_of("pods"), version=self._version, seconds=WATCH_SECONDS, fieldSelector=self._selector
             )
             async for kind, found in changes:
                 self._version = str(mapping(mapping(found).get("metadata")).get("resourceVersion") or "")
@@ -185,14 +185,14 @@ class Cluster:
                 return
             raise
 
-    def _replace(self, found: Sequence[Any]) -> None:
+    def _replace(self, found: Sequence[Json]) -> None:
         uids = {str(each["metadata"]["uid"]) for each in found}
         for uid in [uid for uid in self._names if uid not in uids]:
             self._forget(uid)
         for each in found:
             self._take(each)
 
-    def _take(self, found: Any) -> None:  # noqa: ANN401 (JSON)
+    def _take(self, found: Json) -> None:
         uid = str(found["metadata"]["uid"])
         self._names[uid] = (str(found["metadata"]["namespace"]), str(found["metadata"]["name"]))
         pod = read_pod(found, self._trust)
@@ -218,7 +218,7 @@ class Cluster:
     async def _read_key(self) -> None:
         namespace, name = self._key
         try:
-            found = await self._server.get(f"/api/v1/namespaces/{namespace}/configmaps/{name}")
+            found = await self._server.get(path_of("namespaces", namespace, "configmaps", name))
         except ApiError as error:
             if error.status == NOT_FOUND:
                 return  # the controller was never there; or it was, and its key counts until there is another
@@ -243,7 +243,7 @@ class Cluster:
     # ---- the node ----
 
     async def _read_node(self) -> None:
-        found = await self._server.get(f"/api/v1/nodes/{self._trust.node}")
+        found = await self._server.get(path_of("nodes", self._trust.node))
         annotations = mapping(mapping(mapping(found).get("metadata")).get("annotations"))
         try:
             self._moved = decode_moved(annotations.get(self._trust.names.moved))
@@ -265,7 +265,7 @@ class Cluster:
 
     async def _annotate(self, annotations: Mapping[str, str | None]) -> None:
         body = {"metadata": {"annotations": dict(annotations)}}
-        await self._server.merge(f"/api/v1/nodes/{self._trust.node}", body)
+        await self._server.patch(path_of("nodes", self._trust.node), body, kind="merge")
 
     # ---- Events ----
 
@@ -301,7 +301,7 @@ class Cluster:
             event = await self._events.get()
             namespace = event["metadata"]["namespace"]
             try:
-                await self._server.create(f"/api/v1/namespaces/{namespace}/events", event)
+                await self._server.create(path_of("namespaces", namespace, "events"), event)
             except ApiError as error:
                 _LOG.info("an Event is not sent: %s", error)
 

@@ -11,7 +11,6 @@ import logging
 
 from prometheus_client import start_http_server
 
-from admission.controller.api import Api, ApiError, path_of
 from admission.controller.backoff import BackOff
 from admission.controller.keys import KeyUnusableError, signing_key
 from admission.controller.lease import Lease, LeaseLostError
@@ -21,6 +20,7 @@ from admission.controller.settings import ControllerSettings
 from admission.controller.state import NodeSink, PodSink, State
 from admission.controller.tell import Teller
 from admission.controller.watch import Sink, follow
+from vcuda.apiserver import Api, ApiError, path_of
 
 __all__ = ["ControllerMetrics", "ControllerSettings", "run"]
 

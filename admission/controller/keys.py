@@ -7,7 +7,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from admission.controller.api import CONFLICT, NOT_FOUND, Api, ApiError, Json, path_of
+from vcuda.apiserver import CONFLICT, NOT_FOUND, Api, ApiError, Json, path_of
 from vcuda.errors import VcudaError
 from vcuda.kube.asks import mapping
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from admission.controller.api import CONFLICT, NOT_FOUND, Api, ApiError, Json, path_of
 from admission.controller.settings import ControllerSettings
+from vcuda.apiserver import CONFLICT, NOT_FOUND, Api, ApiError, Json, path_of
 from vcuda.errors import VcudaError
 from vcuda.kube.asks import mapping
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from admission.controller.api import Json, conditions_of
+from vcuda.apiserver import Json
 from vcuda.kube.asks import mapping
 from vcuda.kube.eligibility import objects
 from vcuda.kube.names import Names
+from vcuda.kube.pods import condition_of
 
-_NO_CONDITION: Mapping[str, Any] = {}
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _MESSAGE_CHARACTERS = 1000
 """The API takes 1024 of an event's note."""
@@ -95,11 +95,6 @@ def event_of(
             "uid": metadata.get("uid"),
         },
     }
-
-
-def condition_of(pod: Mapping[str, Any], names: Names) -> Mapping[str, Any]:
-    """Our condition as it is on a pod; empty, if it is not."""
-    return next((each for each in conditions_of(pod) if each.get("type") == names.condition), _NO_CONDITION)
 
 
 def shortened(text: str) -> str:

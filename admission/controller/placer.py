@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from admission.controller.api import CONFLICT, NOT_FOUND, Api, ApiError, Json, path_of
 from admission.controller.backoff import BackOff
 from admission.controller.lease import Lease
 from admission.controller.metrics import ControllerMetrics
@@ -20,6 +19,7 @@ from admission.controller.patches import placement_patch
 from admission.controller.settings import ControllerSettings
 from admission.controller.state import State
 from admission.placing.queue import Held, Placed, turn
+from vcuda.apiserver import CONFLICT, NOT_FOUND, Api, ApiError, Json, path_of
 from vcuda.kube.placements import encode
 from vcuda.kube.pods import pod_facts
 

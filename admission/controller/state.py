@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from admission.controller.api import Json
-from admission.controller.patches import condition_of
 from admission.placing.cluster import Cluster, Holder
 from admission.placing.queue import Line
+from vcuda.apiserver import Json
 from vcuda.kube.asks import PodAsk, mapping
 from vcuda.kube.eligibility import node_facts
 from vcuda.kube.names import Names
 from vcuda.kube.placements import PlacementError, PodPlacement, decode
-from vcuda.kube.pods import PodFacts, pod_facts
+from vcuda.kube.pods import PodFacts, condition_of, pod_facts
 
 _LOG = logging.getLogger(__name__)
 

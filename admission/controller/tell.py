@@ -11,15 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from admission.controller.api import NOT_FOUND, Api, ApiError, path_of
 from admission.controller.lease import Lease
 from admission.controller.metrics import ControllerMetrics
-from admission.controller.patches import condition_of, condition_patch, event_of
+from admission.controller.patches import condition_patch, event_of
 from admission.controller.settings import ControllerSettings
 from admission.controller.state import Known, State
 from admission.controller.words import Word, event_reason, placed, standings
 from admission.placing.queue import Held, aside
-from vcuda.kube.pods import PodFacts
+from vcuda.apiserver import NOT_FOUND, Api, ApiError, path_of
+from vcuda.kube.pods import PodFacts, condition_of
 
 _LOG = logging.getLogger(__name__)
 _LEAST_S = 0.25

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from admission.controller.api import GONE, Api, ApiError, Json
 from admission.controller.backoff import BackOff
+from vcuda.apiserver import GONE, Api, ApiError, Json
 from vcuda.kube.asks import mapping
 
 _LOG = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from admission.controller import ControllerMetrics, ControllerSettings, run
 from admission.controller.keys import PUBLIC
-from admission.controller.patches import condition_of
 from admission.controller.state import State
 from tests.api_server import ApiServer, Asked, Refused
 from tests.kube_objects import GIB, NAMES, container, node, pod
 from vcuda.kube.placements import CardShare, PodPlacement, decode, encode
 from vcuda.kube.placing import Reason
+from vcuda.kube.pods import condition_of
 
 SYSTEM = "vcuda-system"
 KEY = "vcuda-placement-key"

@@ -151,18 +151,10 @@ def managed_pods(
     return sorted(found, key=lambda each: each[1].arrival)
 
 
-def condition_of(pod: Json, names: Names) -> Json:
-    """What the controller says on a pod; empty, if nothing yet."""
-    from vcuda.kube.asks import mapping
-    from vcuda.kube.eligibility import objects
-
-    conditions = objects(mapping(pod.get("status")).get("conditions"))
-    nothing: Json = {}
-    return next((each for each in conditions if each.get("type") == names.condition), nothing)
-
-
 def positions(pods: Sequence[tuple[Json, PodFacts]], names: Names) -> dict[str, int]:
     """Of each pod that waits in a queue its place there, from 1, by uid; those that stand aside have none."""
+    from vcuda.kube.pods import condition_of
+
     found: dict[str, int] = {}
     lengths: dict[str, int] = {}
     for pod, facts in pods:

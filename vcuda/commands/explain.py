@@ -105,10 +105,10 @@ def _told(
 ) -> dict[str, Any]:
     """All that is said, as JSON."""
     from vcuda.kube.eligibility import node_facts
-    from vcuda.kube.pods import pod_facts
+    from vcuda.kube.pods import condition_of, pod_facts
 
     facts = pod_facts(pod, names)
-    condition = cluster.condition_of(pod, names)
+    condition = condition_of(pod, names)
     lines: list[Line] = []
     if facts.waits and not facts.fault:
         read = sorted((node_facts(node, names) for node in nodes), key=lambda each: each.name)

@@ -44,9 +44,11 @@ def command(namespace: str | None, kubeconfig: str | None, domain: str | None, *
             pods = cluster.managed_pods(reader, names, namespace=where)
     finally:
         reader.close()
+    from vcuda.kube.pods import condition_of  # not above: nobody needs it for --help
+
     places = cluster.positions(pods, names)
     rows = [
-        _row(facts, cluster.condition_of(pod, names), places.get(facts.uid))
+        _row(facts, condition_of(pod, names), places.get(facts.uid))
         for pod, facts in pods
         if facts.waits and namespace in (None, facts.namespace)
     ]

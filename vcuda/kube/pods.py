@@ -86,6 +86,13 @@ def pod_facts(pod: Mapping[str, Any], names: Names) -> PodFacts:
     )
 
 
+def condition_of(pod: Mapping[str, Any], names: Names) -> Mapping[str, Any]:
+    """What the controller says on a pod; empty, if nothing yet."""
+    nothing: Mapping[str, Any] = {}
+    conditions = objects(mapping(pod.get("status")).get("conditions"))
+    return next((each for each in conditions if each.get("type") == names.condition), nothing)
+
+
 def _seconds(text: str | None) -> int:
     try:
         return int(datetime.fromisoformat(text or "").timestamp())

@@ -1,11 +1,11 @@
-"""The Kubernetes API as JSON. lightkube knows where the server is and who we are; objects stay dictionaries.
+"""The Kubernetes API as JSON, for the daemons. lightkube knows where the server is and who we are.
 
 What goes wrong is one kind of error, with the status; 0 where there was no answer, so that what was asked may
 or may not have been done.
 """
 
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -32,7 +32,7 @@ _LATE_S = 15.0
 class ApiError(VcudaError):
     """The API server refused, or did not answer."""
 
-    def __init__(self, message: str, *, status: int) -> None:
+    def __init__(self, message: str, *, status: int = NO_ANSWER) -> None:
         super().__init__(message)
         self.status = status
 
@@ -157,7 +157,7 @@ class Api:
                             status=int(found.get("code") or NO_ANSWER),
                         )
                     yield str(event["type"]), found
-        except (httpx2.HTTPError, ValueError, KeyError) as error:
+        except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
             raise ApiError(f"API server: watch {path}: {_text(error)}", status=NO_ANSWER) from error
 
     async def _send(
@@ -189,12 +189,6 @@ class Api:
 def path_of(*parts: str, group: str = "", version: str = "v1") -> str:
     """Where a collection or an object is, of the parts that follow the version: namespaces, x, pods, y."""
     return "/".join((f"/apis/{group}/{version}" if group else f"/api/{version}", *parts))
-
-
-def conditions_of(pod: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The conditions in an object's status."""
-    found: object = mapping(pod.get("status")).get("conditions")
-    return [mapping(each) for each in cast("list[object]", found)] if isinstance(found, list) else []
 
 
 def _refused(method: str, path: str, status: int, content: bytes) -> ApiError:

@@ -25,7 +25,6 @@ from deviceplugin.inventory import (
 from deviceplugin.kubelet import KubeletAccount, KubeletError
 from deviceplugin.metrics import CardState, MetricsServer, Sources
 from deviceplugin.pods import Trust
-from deviceplugin.processes import Pids
 from deviceplugin.server import Offers, Plugins
 from deviceplugin.settings import Settings
 from deviceplugin.shares import Governing, Shares
@@ -36,6 +35,7 @@ from vcuda.apiserver import Api
 from vcuda.calibration import Calibration, calibrate
 from vcuda.errors import VcudaError
 from vcuda.grant import Grant
+from vcuda.processes import Pids
 from vcuda.units import format_size
 
 _LOG = logging.getLogger(__name__)
@@ -102,9 +102,7 @@ class Agent:
             answer=lambda ticket: self._delivery.answer(ticket, self._minors()),
             look_seconds=settings.kubelet_seconds,
         )
-        self._shares = Shares(
-            books=self._books, driver=driver, simulated=settings.simulated is not None, pids=Pids()
-        )
+        self._shares = Shares(books=self._books, driver=driver, pids=Pids())
         self._calibrated: dict[str, Calibration] = {}
         self._known = asyncio.Event()
         self._outside: dict[str, list[tuple[int, int]]] = {}
@@ -221,11 +219,9 @@ class Agent:
             self._outside[card.uuid] = sure
 
     def _tell_outside(self, pid: int, size_bytes: int, index: int) -> None:
-        text = f"process {pid} uses {format_size(size_bytes)} of card {index} outside any share"
-        pod = None
-        if self._settings.simulated is None:
-            text = f"process {pid} ({processes.name_of(pid)})" + text.removeprefix(f"process {pid}")
-            pod = self._cluster.pods.get(processes.pod_of(pid) or "")
+        name, size = processes.name_of(pid), format_size(size_bytes)
+        text = f"process {pid} ({name}) uses {size} of card {index} outside any share"
+        pod = self._cluster.pods.get(processes.pod_of(pid) or "")
         _LOG.warning("%s", text)
         self._cluster.say("OutsideShare", text, pod=pod)
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deviceplugin.processes import Pids
 from deviceplugin.state import Owner, Ticket
 from deviceplugin.tickets import Books
 from vcuda.errors import LedgerError
 from vcuda.governor import Governor, Member
 from vcuda.ledger import Ledger
+from vcuda.processes import Pids
 from vcuda.registry import node_share_files
 
 _LOG = logging.getLogger(__name__)
@@ -34,12 +34,11 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """All shares of the node. simulated: its driver knows processes by their containers' own pids."""
+    """All shares of the node."""
 
     books: Books
     driver: Mapping[str, str]
     """The variables that lead to the driver."""
-    simulated: bool = False
     pids: Pids
 
     def held(self) -> list[Ticket]:
@@ -75,12 +74,12 @@ class Shares:
                     refused=ended.refused + sum(use.refused for use in uses),
                 )
 
-    def accounted(self, uuid: str) -> list[int]:
+    def accounted(self, uuid: str) -> set[int]:
         """The pids, as the driver knows them, of all processes that account for what they use of a card."""
-        found: list[int] = []
+        found: set[int] = set()
         for ticket in self.held():
             if uuid in ticket.cards:
-                found += self._pids(self.books.mounted(ticket) / "ledger")
+                found |= self._pids(self.books.mounted(ticket) / "ledger")
         return found
 
     def members(self) -> list[Member]:
@@ -96,15 +95,13 @@ class Shares:
     def _pids_later(self, ledger: Path) -> Callable[[], Collection[int]]:
         return lambda: self._pids(ledger)
 
-    def _pids(self, path: Path) -> list[int]:
+    def _pids(self, path: Path) -> set[int]:
         try:
             with Ledger(path) as ledger:
                 found = ledger.pids()
         except (LedgerError, OSError):
-            return []
-        if self.simulated:
-            return [pid for pids in found.values() for pid in pids]
-        return list(self.pids.here(found))
+            return set()
+        return self.pids.here(found)
 
 
 class Governing:

@@ -6,12 +6,14 @@ When that one ends, however it ends, the kernel gives the lock to another, which
 
 import fcntl
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
 from vcuda.driver import leading_to
 from vcuda.governor import Governor, Member
 from vcuda.ledger import Ledger
+from vcuda.processes import Pids
 from vcuda.registry import Registry, Share
 
 
@@ -28,6 +30,7 @@ class Candidate:
         # A daemon: who ends does not wait for it. It may sleep in the kernel for days.
         self._thread = Thread(target=self._run, name="governor", daemon=True)
         self._governs = Event()
+        self._pids = Pids()
 
     def start(self) -> None:
         """Stand for election. Whatever is wrong is told, and does not concern the program."""
@@ -53,25 +56,21 @@ class Candidate:
             self._say(_told(error))
 
     def _members(self) -> list[Member]:
-        return [member(share) for share in self._registry.seen()]
+        return [self._member(share) for share in self._registry.seen()]
+
+    def _member(self, share: Share) -> Member:
+        ledger = share.path / "ledger"
+        return Member(
+            grant=share.path / "grant",
+            ledger=ledger,
+            pids=partial(self._here, ledger),
+            driver={} if share.sim_dir is None else leading_to(share.sim_dir),
+        )
+
+    def _here(self, path: Path) -> Collection[int]:
+        with Ledger(path) as ledger:
+            return self._pids.here(ledger.pids())
 
 
 def _told(error: Exception) -> str:
     return f"core shares are not adjusted by this command: {error}"
-
-
-def member(share: Share) -> Member:
-    """A share as the governor takes it."""
-    ledger = share.path / "ledger"
-    return Member(
-        grant=share.path / "grant",
-        ledger=ledger,
-        pids=lambda: _own(ledger),
-        driver={} if share.sim_dir is None else leading_to(share.sim_dir),
-    )
-
-
-def _own(path: Path) -> Collection[int]:
-    """The pids that mean something here; the driver knows no others."""
-    with Ledger(path) as ledger:
-        return ledger.pids().get(Path("/proc/self/ns/pid").stat().st_ino, set())

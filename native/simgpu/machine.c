@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define MAGIC 0x3175706753494d53U /* "SMISgpu1" */
-#define VERSION 1
+#define VERSION 2
 #define DEFAULT_CARDS "V100-SXM2-16GB"
 #define DEFAULT_DRIVER "575.57.08"
 #define DEFAULT_CUDA 12090
@@ -480,7 +480,9 @@ int sim_machine_join(void) {
         int found = settle_down();
         if (found >= 0) {
             struct sim_process *process = &machine->processes[found];
+            struct stat own;
             process->pid = (int32_t)getpid();
+            process->pid_namespace = stat("/proc/self/ns/pid", &own) == 0 ? own.st_ino : 0;
             process->generation++;
             if ((uint32_t)found >= machine->processes_high)
                 machine->processes_high = (uint32_t)found + 1;

@@ -62,6 +62,7 @@ static void copy_processes(const struct sim_machine *machine, const struct sim_c
             continue;
         card->processes[card->process_count++] = (struct sim_nvml_process){
             .pid = machine->processes[i].pid,
+            .pid_namespace = machine->processes[i].pid_namespace,
             .used_bytes = from->held[i],
             .sm_percent = sim_process_utilisation(&from->timeline, i, interval),
         };
@@ -89,6 +90,7 @@ bool sim_nvml_read(uint32_t index, struct sim_nvml_card *card) {
     card->since_ns = now;
     copy_processes(machine, from, now / SIM_SAMPLE_NS - 1, card);
     sim_machine_unlock();
+    sim_nvml_tell_pids(card);
     return true;
 }
 

@@ -15,6 +15,7 @@
 
 struct sim_nvml_process {
     int32_t pid;
+    uint64_t pid_namespace; /* in which it has that pid, until nvml_pids.c has told the caller's */
     uint64_t used_bytes;
     uint32_t sm_percent;
 };
@@ -49,6 +50,9 @@ uint32_t sim_nvml_samples(uint32_t index, struct sim_nvml_sample samples[SIM_NVM
 /* The driver's version and the CUDA version that goes with it (1000 * major + 10 * minor). */
 const char *sim_nvml_driver_version(void);
 int sim_nvml_cuda_version(void);
+
+/* nvml_pids.c: make the pids of a card's processes the caller's; those that it cannot see are left out. */
+void sim_nvml_tell_pids(struct sim_nvml_card *card);
 
 /* nvml_system.c */
 bool sim_nvml_initialised(void);

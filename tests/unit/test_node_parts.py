@@ -243,8 +243,8 @@ def test_metrics_are_those_of_the_reference() -> None:
 
 
 def test_process_is_outside_that_no_ledger_accounts_for() -> None:
-    assert outside([(1, 10), (1, 20), (2, 30)], [1, 2]) == [(1, 20)]
-    assert outside([], [1]) == []
+    assert outside([(3, 20), (1, 10), (2, 30)], {1, 2}) == [(3, 20)]
+    assert outside([], {1}) == []
 
 
 def test_pod_of_a_process_is_in_its_cgroup(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ LEARN_NS = 450_000_000
 """So much time must have been counted to learn from it."""
 KEPT_NS = 4_000_000_000
 """For so long what was estimated is kept: the driver's count comes late."""
+UNTOLD_MOST = 0.02
+"""Of a share that had more of a card's time, and of which nothing is told, the driver knows no process."""
 GRACE_NS = 50_000_000
 """Who has ended no longer ago is still at work."""
 WAITS_NS = 250_000_000
@@ -242,7 +244,10 @@ class Seat:
             del self.points[: bisect_left(self.points, at_ns - KEPT_NS, key=_instant)]
 
     def hear(self, answer: Answer) -> None:
-        """Learn from the driver's count."""
+        """Learn from the driver's count; nothing, where it does not know the share's processes.
+
+        Believed, it would mean that the share has had nothing, and is owed all that it works for.
+        """
         heard, points = self.heard, self.points
         if not points or not points[0].at_ns <= answer.until_ns <= points[-1].at_ns:
             return
@@ -256,6 +261,8 @@ class Seat:
         first, last = (bisect_left(points, each.until_ns, key=_instant) for each in (heard, answer))
         sets = {point.among for point in points[first : last + 1]}
         then, now = _at(points, first, heard.until_ns), _at(points, last, answer.until_ns)
+        if not told_ns and now[1] - then[1] > UNTOLD_MOST * (answer.until_ns - heard.until_ns):
+            return
         self.slicing.hear(
             sets.pop() if len(sets) == 1 else None,
             told_ns=told_ns,

@@ -122,6 +122,8 @@ class Driver:
 
     fault = None
     silent = False
+    others = 0
+    """Added to all pids: then nobody here has them."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._answer: Answer | None = None
@@ -139,7 +141,10 @@ class Driver:
             for pid, used_ns in then.items():
                 percent = round(100 * (now[pid] - used_ns) / (now_ns - then_ns))
                 self._told[pid] = self._told.get(pid, 0) + percent * (now_ns - then_ns) // 100
-            self._answer = Answer(until_ns=now_ns - MS, used_ns=dict(self._told))
+            self._answer = Answer(
+                until_ns=now_ns - MS,
+                used_ns={pid + Driver.others: used_ns for pid, used_ns in self._told.items()},
+            )
         self._then = (now_ns, now)
 
     def look(self, uuid: str, now_ns: int) -> Answer | None:
@@ -149,13 +154,14 @@ class Driver:
         pass
 
 
-@pytest.fixture(params=[False, True], ids=["told", "untold"])
+@pytest.fixture(params=["told", "untold", "others"])
 def machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Machine]:
-    """Of a driver that counts, and of one that says nothing."""
+    """Of a driver that counts, of one that says nothing, and of one that knows processes by other pids."""
     monkeypatch.setattr(governors, "Utilisation", Driver)
-    Driver.silent = request.param
+    Driver.silent = request.param == "untold"
+    Driver.others = 5000 if request.param == "others" else 0
     Card.now_ns, Card.used_ns = START, {}
     machine = Machine(tmp_path)
     yield machine

@@ -4,7 +4,6 @@
  * process has left its pid and its namespace, and a namespace's parent finds it in /proc.
  */
 #include <dirent.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,12 +11,8 @@
 
 #include "nvml_state.h"
 
-/* Where a process was found before: looking through all of /proc takes its time. */
-static struct {
-    uint64_t pid_namespace;
-    int32_t pid, here;
-} found_before[SIM_NVML_PROCESSES];
-static pthread_mutex_t finding = PTHREAD_MUTEX_INITIALIZER;
+/* Where a process was found before, to look there first: all of /proc takes its time. */
+static int32_t found_before[SIM_NVML_PROCESSES];
 
 static uint64_t inode_of(const char *path) {
     struct stat status;
@@ -48,28 +43,26 @@ static bool is(int32_t process, const struct sim_nvml_process *wanted) {
 
 /* The pid here of a process of another namespace; 0 where it cannot be seen from here. */
 static int32_t pid_here(const struct sim_nvml_process *wanted, uint32_t index) {
-    if (found_before[index].pid_namespace == wanted->pid_namespace &&
-        found_before[index].pid == wanted->pid && is(found_before[index].here, wanted))
-        return found_before[index].here;
+    int32_t before = __atomic_load_n(&found_before[index], __ATOMIC_RELAXED);
+    if (before && is(before, wanted))
+        return before;
     DIR *all = opendir("/proc");
     int32_t found = 0;
-    for (const struct dirent *each; all && !found && (each = readdir(all));) {
+    const struct dirent *each = all ? readdir(all) : NULL;
+    for (; each && !found; each = readdir(all)) {
         int32_t process = (int32_t)strtol(each->d_name, NULL, 10); /* 0: not a process */
         if (process > 0 && is(process, wanted))
             found = process;
     }
     if (all)
         closedir(all);
-    found_before[index].pid_namespace = wanted->pid_namespace;
-    found_before[index].pid = wanted->pid;
-    found_before[index].here = found;
+    __atomic_store_n(&found_before[index], found, __ATOMIC_RELAXED);
     return found;
 }
 
 void sim_nvml_tell_pids(struct sim_nvml_card *card) {
     uint64_t own = inode_of("/proc/self/ns/pid");
     uint32_t kept = 0;
-    pthread_mutex_lock(&finding);
     for (uint32_t i = 0; i < card->process_count; i++) {
         struct sim_nvml_process process = card->processes[i];
         if (own && process.pid_namespace && process.pid_namespace != own)
@@ -78,5 +71,4 @@ void sim_nvml_tell_pids(struct sim_nvml_card *card) {
             card->processes[kept++] = process;
     }
     card->process_count = kept;
-    pthread_mutex_unlock(&finding);
 }

@@ -148,7 +148,7 @@ class Desk:
                 self._api.report(found)
                 raise RefusedError(found)
             for ticket in found.void:
-                self._books.remove(ticket)
+                self._discard(ticket)
             return self._books.put(replace(found.ticket, asked_ns=time.time_ns()))
 
     async def start(self, resource: Resource, ids: Ids) -> None:
@@ -168,7 +168,7 @@ class Desk:
             if isinstance(found, Stop):
                 self._api.report(found.refused)
                 for ticket in found.void:
-                    self._books.remove(ticket)
+                    self._discard(ticket)
                 raise RefusedError(found.refused)
             if found.moved is not None and not await self._api.publish(found.moved):
                 text = "the exchange of its cards cannot be published: the API server does not answer"
@@ -194,12 +194,22 @@ class Desk:
             view, _ = await self._view()
             for ticket in view.tickets:
                 if _ended(view, ticket):
-                    self._books.remove(ticket)
+                    self._discard(ticket)
             rest = self._books.tickets
             view = replace(view, tickets=rest)
             moved = _tidied(view)
             if moved is not None:
                 await self._api.publish(moved)
+
+    def _discard(self, ticket: Ticket) -> None:
+        """Remove a ticket; while programs still run in it, it keeps its cards, and only its ids are free.
+
+        That is so where a pod was deleted by force: the kubelet forgets it before its containers have ended.
+        """
+        if not self._books.in_use(ticket):
+            self._books.remove(ticket)
+        elif ticket.ids:
+            self._books.put(replace(ticket, ids={}))
 
     def _in_doubt(self, view: View, resource: Resource, count: int) -> bool:
         """Whether the API has to be asked first: one was not heard of, or several may be meant."""

@@ -23,6 +23,7 @@ from vcuda import ledger as ledgers
 from vcuda.errors import GrantError, LedgerError, VcudaError
 from vcuda.grant import Grant
 from vcuda.kube.placements import CardShare
+from vcuda.ledger import Ledger
 
 VERSION = 1
 _LEDGER_MODE = 0o666
@@ -146,6 +147,14 @@ class Books:
         """Whether grant and ledger are there."""
         place = self.mounted(ticket)
         return (place / "grant").is_file() and (place / "ledger").is_file()
+
+    def in_use(self, ticket: Ticket) -> bool:
+        """Whether processes account in its ledger. One that its users have damaged holds nobody's place."""
+        try:
+            with Ledger(self.mounted(ticket) / "ledger") as ledger:
+                return bool(ledger.living())
+        except (LedgerError, OSError):
+            return False
 
     def version(self) -> tuple[object, ...]:
         """Another value when a ticket came, went, or was granted."""

@@ -113,6 +113,29 @@ def test_pod_gets_its_share_from_request_to_end(node: Node) -> None:
     assert "Traceback" not in node.agent.log.read_text()
 
 
+def test_share_of_a_pod_deleted_by_force_is_free_when_its_program_ends(node: Node) -> None:
+    node.up()
+    card, _ = node.cards
+    forced = node.api.pod("forced", cores=100, units=64, cards=(card,))
+    node.kubelet.admit(forced)
+    process = node.run(node.kubelet.start(forced), "stay")
+    shown(process)
+    node.over(forced)  # the API has no such pod, nor has the kubelet; its container runs on
+    after = node.api.pod("after", cores=50, units=16, cards=(card,))
+    node.kubelet.admit(after)
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError) as caught:
+            node.kubelet.start(after)
+        assert "not free yet" in caught.value.details()
+        node.agent.kill()
+        node.agent.start()
+        assert eventually(node.kubelet.ready)
+    assert process.poll() is None
+    process.communicate("\n")
+    assert eventually(lambda: len(node.agent.tickets()) == 1)
+    assert shown(node.run(node.kubelet.start(after)))[1] == 16 * UNIT_BYTES
+
+
 def test_forged_placement_gets_nothing_and_an_event_says_so(node: Node) -> None:
     node.up()
     forged = node.api.pod(
@@ -227,7 +250,8 @@ def test_killed_at_random_instants_leaves_books_right(node: Node) -> None:
     directories = [env["VCUDA_GRANT_DIR"] for env in envs.values()]
     assert len(set(directories)) == len(directories)
     assert decode_moved(node.api.annotations.get(NAMES.moved)) == {}
-    for pod in pods:
+    for index, pod in enumerate(pods):
+        started[index].communicate("\n")
         node.over(pod)
     assert eventually(lambda: node.agent.tickets() == [])
 

@@ -1,6 +1,7 @@
 """The agent: all parts of the node side, put together and kept going until it is told to end."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -44,6 +45,7 @@ _API_SECONDS = 5.0
 _CALIBRATION_SECONDS = 20.0
 """A container does not wait longer for what contexts cost to be known; the kubelet allows it 30."""
 _CONTEST_SECONDS = 30.0
+_GOODBYE_SECONDS = 2.0
 _STALE_SECONDS = 30.0
 """A loop that has not turned for so long is stuck."""
 
@@ -101,6 +103,7 @@ class Agent:
             offers=self._offers,
             answer=lambda ticket: self._delivery.answer(ticket, self._minors()),
             look_seconds=settings.kubelet_seconds,
+            changed=self._look,
         )
         self._shares = Shares(books=self._books, driver=driver, pids=Pids())
         self._calibrated: dict[str, Calibration] = {}
@@ -110,8 +113,8 @@ class Agent:
         self._turned = time.monotonic()
         self._loop = asyncio.get_running_loop()
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until told to stop."""
+    async def run(self, stop: asyncio.Event, server: MetricsServer | None = None) -> None:
+        """Serve until told to stop. server: has metrics of all that from now on."""
         with ExitStack() as stack:
             listening = threading.Event()
             thread = threading.Thread(
@@ -124,13 +127,8 @@ class Agent:
             governing = Governing(self._shares)
             governing.start()
             stack.callback(governing.stop)
-            if self._settings.metrics_address:
-                server = MetricsServer(
-                    address=self._settings.metrics, sources=self._sources(), alive=self._alive
-                )
-                port = server.start()
-                stack.callback(server.stop)
-                _LOG.info("metrics: port %d", port)
+            if server is not None:
+                server.tell_of(self._sources(), self._alive)
             await self._work(stop)
 
     async def _work(self, stop: asyncio.Event) -> None:
@@ -147,6 +145,10 @@ class Agent:
                 tasks.create_task(self._every(1.0, self._turn)),
             ]
             await stop.wait()
+            self._cluster.offer(self._inventory.cards, unit_bytes=self._settings.memory_unit, served=False)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GOODBYE_SECONDS):
+                    await self._cluster.offered()
             for task in running:
                 task.cancel()
         await self._cluster.close()
@@ -161,7 +163,9 @@ class Agent:
     def _look(self) -> None:
         """Say what there is, after something changed."""
         self._offers.look()
-        self._cluster.offer(self._inventory.cards, unit_bytes=self._settings.memory_unit)
+        self._cluster.offer(
+            self._inventory.cards, unit_bytes=self._settings.memory_unit, served=self._plugins.registered
+        )
 
     def _offer(self, resource: Resource) -> Offer:
         return offer(
@@ -309,7 +313,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     held = await _lock(settings.run_dir, stop)
     if held is None:
         return
+    server = None
     try:
+        if settings.metrics_address:
+            server = MetricsServer(address=settings.metrics)
+            _LOG.info("metrics: port %d", server.start())
         directory = sim_dir(settings)
         if directory is not None:
             driver = prepare_simulated(directory, settings.simulated or "")
@@ -323,8 +331,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         if directory is not None:
             open_simulated(directory)
         _write_models(settings.run_dir, inventory)
-        await Agent(settings, inventory, driver).run(stop)
+        await Agent(settings, inventory, driver).run(stop, server)
     finally:
+        if server is not None:
+            server.stop()
         os.close(held)
 
 

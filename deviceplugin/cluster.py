@@ -34,6 +34,7 @@ _REFRESH_SECONDS = 3.0
 _PUBLISH_SECONDS = 5.0
 _KEY_SECONDS = 30.0
 _EVENTS_WAITING = 200
+_LOOK_SECONDS = 0.02
 _EVENT_AGAIN_SECONDS = 300.0
 """The same Event about the same pod is sent so often, at most."""
 _MESSAGE = 1000
@@ -137,12 +138,17 @@ class Cluster:
         with contextlib.suppress(asyncio.QueueFull):
             self._events.put_nowait(self._event(reason, message, pod))
 
-    def offer(self, cards: Sequence[NodeCard], *, unit_bytes: int) -> None:
+    def offer(self, cards: Sequence[NodeCard], *, unit_bytes: int, served: bool) -> None:
         """Have these cards published as the node's, as soon as that can be."""
-        text = encode_cards(NodeCards(cards=tuple(cards), memory_unit_bytes=unit_bytes))
+        text = encode_cards(NodeCards(cards=tuple(cards), memory_unit_bytes=unit_bytes, served=served))
         if text != self._cards:
             self._cards = text
             self._wake_cards.set()
+
+    async def offered(self) -> None:
+        """Wait until what was offered last is published."""
+        while self._said != self._cards:
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def run(self) -> None:
         """Follow pods and key, publish cards, send Events; until cancelled."""

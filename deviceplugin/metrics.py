@@ -210,11 +210,11 @@ def _of_agent(sources: Sources) -> Iterator[Metric]:
 
 @dataclass
 class MetricsServer:
-    """/metrics and /healthz over HTTP, in threads."""
+    """/metrics, /healthz and /readyz over HTTP, in threads."""
 
     address: tuple[str, int]
-    sources: Sources
-    alive: Callable[[], bool]
+    _sources: Sources | None = None
+    _alive: Callable[[], bool] = lambda: True
     _server: ThreadingHTTPServer | None = None
     _registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
@@ -225,8 +225,7 @@ class MetricsServer:
             OSError: the address cannot be had.
 
         """
-        self._registry.register(NodeCollector(self.sources))
-        registry, alive, state = self._registry, self.alive, self.sources.state
+        registry, state = self._registry, self._state
 
         class Handler(BaseHTTPRequestHandler):
             server_version = "vcuda-node"
@@ -234,11 +233,11 @@ class MetricsServer:
             def do_GET(self) -> None:
                 if self.path.partition("?")[0] == "/metrics":
                     self._send(200, CONTENT_TYPE_LATEST, generate_latest(registry))
-                elif self.path == "/healthz":
-                    content = json.dumps(dict(state())).encode()
-                    self._send(200 if alive() else 503, "application/json", content)
+                elif self.path in ("/healthz", "/readyz"):
+                    well, now = state(self.path)
+                    self._send(200 if well else 503, "application/json", json.dumps(now).encode())
                 else:
-                    self._send(404, "text/plain", b"there is /metrics and /healthz\n")
+                    self._send(404, "text/plain", b"there is /metrics, /healthz and /readyz\n")
 
             def _send(self, status: int, kind: str, content: bytes) -> None:
                 self.send_response(status)
@@ -253,6 +252,17 @@ class MetricsServer:
         self._server = ThreadingHTTPServer(self.address, Handler)
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
         return int(self._server.server_address[1])
+
+    def tell_of(self, sources: Sources, alive: Callable[[], bool]) -> None:
+        """Have something to tell from now on. Until then the node has no cards to serve, and all is well."""
+        self._registry.register(NodeCollector(sources))
+        self._sources, self._alive = sources, alive
+
+    def _state(self, path: str) -> tuple[bool, Mapping[str, bool]]:
+        if self._sources is None:
+            return True, {"cards": False}
+        now = self._sources.state()
+        return (self._alive() if path == "/healthz" else now["registered"] and now["synced"]), dict(now)
 
     def stop(self) -> None:
         """Listen no more."""

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,8 +96,10 @@ class _Plugin(DevicePluginServicer):
         offers: Offers,
         answer: Callable[[Ticket], Answer],
         counts: Counts,
+        listens: Callable[[Resource, int], None],
     ) -> None:
         self._resource = resource
+        self._listens = listens
         self._desk = desk
         self._offers = offers
         self._answer = answer
@@ -116,12 +119,18 @@ class _Plugin(DevicePluginServicer):
         context: "Context",  # noqa: ARG002
     ) -> AsyncIterator[plugin.ListAndWatchResponse]:
         """All ids, and all of them again when one is withdrawn or comes back."""
-        async for offer in self._offers.follow(self._resource):
-            yield plugin.ListAndWatchResponse(
-                devices=[
+        told = 0
+        try:
+            async for offer in self._offers.follow(self._resource):
+                devices = [
                     plugin.Device(id=each, health=_HEALTH[each in offer.withdrawn]) for each in offer.ids
                 ]
-            )
+                yield plugin.ListAndWatchResponse(devices=devices)
+                if not told:
+                    told = 1
+                    self._listens(self._resource, 1)
+        finally:
+            self._listens(self._resource, -told)
 
     async def GetPreferredAllocation(  # noqa: N802
         self,
@@ -183,8 +192,16 @@ class Plugins:
     offers: Offers
     answer: Callable[[Ticket], Answer]
     look_seconds: float = 0.5
+    changed: Callable[[], None] = lambda: None
+    """Called when `registered` is another."""
     counts: Counts = field(default_factory=Counts)
-    registered: bool = False
+    _listening: Counter[Resource] = field(default_factory=Counter[Resource])
+    """Streams: an old kubelet's may end after the new one's began."""
+
+    @property
+    def registered(self) -> bool:
+        """Whether the kubelet has heard what there is of both resources, and listens for more."""
+        return all(self._listening[each] > 0 for each in Resource)
 
     async def run(self) -> None:
         """Serve, and register anew whenever the kubelet is another one; until cancelled."""
@@ -197,7 +214,7 @@ class Plugins:
                 servers += [await self._serve(resource) for resource in Resource]
                 for resource in Resource:
                     await register(self.directory, self._socket(resource).name, self._name(resource))
-                self.registered, said = True, ""
+                said = ""
                 _LOG.info("registered %s and %s with the kubelet", self.names.core, self.names.memory)
                 # A kubelet that starts removes all sockets, ours too.
                 while presence.now() == kubelet and all(self._socket(each).exists() for each in Resource):
@@ -209,8 +226,13 @@ class Plugins:
                     _LOG.warning("not registered with the kubelet: %s; trying again", said)
                 await asyncio.sleep(max(1.0, self.look_seconds))
             finally:
-                self.registered = False
                 await asyncio.gather(*(server.stop(0) for server in servers))
+
+    def _listens(self, resource: Resource, more: int) -> None:
+        before = self.registered
+        self._listening[resource] += more
+        if self.registered != before:
+            self.changed()
 
     def _name(self, resource: Resource) -> str:
         return self.names.core if resource is Resource.CORE else self.names.memory
@@ -221,7 +243,12 @@ class Plugins:
     async def _serve(self, resource: Resource) -> grpc.aio.Server:
         server = grpc.aio.server()
         servicer = _Plugin(
-            resource, desk=self.desk, offers=self.offers, answer=self.answer, counts=self.counts
+            resource,
+            desk=self.desk,
+            offers=self.offers,
+            answer=self.answer,
+            counts=self.counts,
+            listens=self._listens,
         )
         add_DevicePluginServicer_to_server(servicer, server)
         socket = self._socket(resource)

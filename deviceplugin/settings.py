@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     )
 
     metrics_address: str = Field(
-        default="127.0.0.1:9402", description="ADDRESS:PORT of /metrics and /healthz; empty: none"
+        default="127.0.0.1:9402", description="ADDRESS:PORT of /metrics, /healthz and /readyz; empty: none"
     )
     kubeconfig: Path | None = Field(
         default=None,

@@ -24,6 +24,7 @@ def node(
     taints: Sequence[Mapping[str, str]] = (),
     ready: bool = True,
     cordoned: bool = False,
+    served: bool = True,
     moved: Moved | None = None,
     **allocatable: str,
 ) -> dict[str, Any]:
@@ -35,7 +36,9 @@ def node(
         for index, card in enumerate(cards)
     ]
     annotations = {
-        NAMES.cards: encode_cards(NodeCards(cards=tuple(listed), memory_unit_bytes=unit_bytes)),
+        NAMES.cards: encode_cards(
+            NodeCards(cards=tuple(listed), memory_unit_bytes=unit_bytes, served=served)
+        ),
         **({NAMES.moved: encode_moved(moved)} if moved else {}),
     }
     healthy = [card for card in listed if card.healthy]

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -453,6 +454,14 @@ class Agent:
                 labels = tuple(value for _, value in sorted(sample.labels.items()))
                 found.setdefault(sample.name, {})[labels] = sample.value
         return found
+
+    def ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=10):
+                return True
+        except urllib.error.HTTPError as error:
+            assert error.code == 503
+            return False
 
     def tickets(self) -> list[str]:
         return sorted(path.name for path in (self.run_dir / "shares").iterdir())

@@ -170,6 +170,24 @@ def test_kubelet_that_starts_anew_is_told_again(node: Node) -> None:
     assert node.grant(node.kubelet.start(other)).cards[0].uuid == node.cards[0]
 
 
+def test_node_is_served_while_the_kubelet_listens_to_the_agent(node: Node) -> None:
+    def served() -> bool:
+        return decode_cards(node.api.annotations[NAMES.cards]).served
+
+    node.up()
+    assert eventually(served)
+    assert node.agent.ready()
+    node.kubelet.end()
+    assert eventually(lambda: not served())
+    assert not node.agent.ready()
+    node.kubelet.begin()
+    assert eventually(served)
+    assert node.agent.terminate() == 0
+    assert not served()  # nothing is placed on it from now on
+    node.agent.start()
+    assert eventually(served)
+
+
 def test_without_the_api_what_is_known_is_served(node: Node) -> None:
     node.up()
     known = node.api.pod("known", cores=30, units=4, cards=(node.cards[0],))

@@ -244,6 +244,7 @@ LABELS = {"zone": "a", "size": "7"}
 NODES = {
     "may": (node("n"), {}, None),
     "not ready": (node("n", ready=False), {}, Reason.NODE_NOT_READY),
+    "its agent is away": (node("n", served=False), {}, Reason.NODE_NOT_SERVED),
     "cordoned": (node("n", cordoned=True), {}, Reason.NODE_CORDONED),
     "cordoned, and tolerated": (node("n", cordoned=True), {"tolerations": [{"operator": "Exists"}]}, None),
     "tainted": (node("n", taints=[TAINT]), {}, Reason.NODE_TAINTED),

@@ -170,6 +170,8 @@ def why_not(node: NodeFacts, rules: Rules) -> tuple[Reason, str] | None:
         return Reason.NODE_WITHOUT_CARDS, node.fault
     if not node.ready:
         return Reason.NODE_NOT_READY, "the node is not ready"
+    if not node.cards.served:
+        return Reason.NODE_NOT_SERVED, "vcuda-node is just being started or stopped there"
     tolerated = [_tolerates(rules.tolerations, taint) for taint in node.taints]
     if not all(tolerated):
         key, value, effect = node.taints[tolerated.index(False)]

@@ -36,6 +36,8 @@ class NodeCards:
 
     cards: tuple[NodeCard, ...]
     memory_unit_bytes: int
+    served: bool = True
+    """False: its agent is not with the kubelet just now, which would fail pods that ask for a share."""
 
 
 def encode_cards(node: NodeCards) -> str:
@@ -44,6 +46,7 @@ def encode_cards(node: NodeCards) -> str:
         {
             "version": VERSION,
             "memoryUnitBytes": node.memory_unit_bytes,
+            "served": node.served,
             "cards": [
                 {
                     "uuid": card.uuid,
@@ -92,7 +95,7 @@ def _read_cards(content: Any) -> NodeCards:  # noqa: ANN401 (JSON)
         raise ValueError("a size is negative or zero")
     if len({card.uuid for card in cards}) < len(cards):
         raise ValueError("two cards have the same UUID")
-    return NodeCards(cards=cards, memory_unit_bytes=unit)
+    return NodeCards(cards=cards, memory_unit_bytes=unit, served=bool(content.get("served", True)))
 
 
 Moved = Mapping[str, Mapping[str, Sequence[str]]]

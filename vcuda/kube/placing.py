@@ -36,6 +36,7 @@ class Reason(StrEnum):
     NODE_TAINTED = "NodeTainted"
     NODE_SELECTED_AGAINST = "NodeSelectorMismatch"
     NODE_AFFINITY = "NodeAffinityMismatch"
+    NODE_NOT_SERVED = "NodeAgentAway"
     NODE_WITHOUT_CARDS = "NodeWithoutCards"
     NODE_FULL = "NodeResourcesTaken"
     CARD_UNHEALTHY = "CardUnhealthy"

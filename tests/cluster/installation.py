@@ -45,33 +45,12 @@ class Held:
     """UUID, cores in millionths of the card, bytes: from the grant itself."""
 
 
-class Installation:
-    """vcuda on a cluster, running from construction until `close`; cards: models of simulated cards."""
+class Site:
+    """A cluster with vcuda on it, and what can be seen there."""
 
-    def __init__(self, cluster: Cluster, *, cards: str) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.client = cluster.client()
-        self._given = yaml.safe_dump_all(manifests(cluster, "base", "node"))
-        cluster.kubectl("apply", "-f", "-", stdin=self._given)
-        for account in ("vcuda-admission", "vcuda-controller", "vcuda-node"):
-            bound_to = NODE if account == "vcuda-node" else ""
-            cluster.add_user(account, cluster.account_token(account, namespace=SYSTEM, node=bound_to))
-        self.webhook = start_webhook(cluster, "burst-webhook")
-        self.controller = start_controller(cluster, "burst-controller")
-        self.agent = self._agent(cards)
-        until("the API server asks the webhook", self.admits, timeout_s=60)
-        until("the node offers its cards", lambda: self.offered() > 0, timeout_s=60)
-
-    @property
-    def programs(self) -> dict[str, Program]:
-        """What a test can kill, and start again, by name."""
-        return {"webhook": self.webhook, "controller": self.controller, "agent": self.agent}
-
-    def close(self) -> None:
-        for program in self.programs.values():
-            program.stop()
-        self.cluster.node.run("rm", "-rf", RUN)  # the simulated cards, too
-        self.cluster.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=self._given)
 
     def admits(self) -> bool:
         """Whether a pod that asks can be created, as a trial."""
@@ -110,6 +89,34 @@ class Installation:
             Held(**{**each, "cards": tuple(tuple(card) for card in each["cards"])})
             for each in json.loads(done.stdout)
         ]
+
+
+class Installation(Site):
+    """vcuda on a cluster, running from construction until `close`; cards: models of simulated cards."""
+
+    def __init__(self, cluster: Cluster, *, cards: str) -> None:
+        super().__init__(cluster)
+        self._given = yaml.safe_dump_all(manifests(cluster, "base", "node"))
+        cluster.kubectl("apply", "-f", "-", stdin=self._given)
+        for account in ("vcuda-admission", "vcuda-controller", "vcuda-node"):
+            bound_to = NODE if account == "vcuda-node" else ""
+            cluster.add_user(account, cluster.account_token(account, namespace=SYSTEM, node=bound_to))
+        self.webhook = start_webhook(cluster, "burst-webhook")
+        self.controller = start_controller(cluster, "burst-controller")
+        self.agent = self._agent(cards)
+        until("the API server asks the webhook", self.admits, timeout_s=60)
+        until("the node offers its cards", lambda: self.offered() > 0, timeout_s=60)
+
+    @property
+    def programs(self) -> dict[str, Program]:
+        """What a test can kill, and start again, by name."""
+        return {"webhook": self.webhook, "controller": self.controller, "agent": self.agent}
+
+    def close(self) -> None:
+        for program in self.programs.values():
+            program.stop()
+        self.cluster.node.run("rm", "-rf", RUN)  # the simulated cards, too
+        self.cluster.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=self._given)
 
     def _agent(self, cards: str) -> Program:
         env = {

@@ -1,0 +1,65 @@
+"""What the Containerfile installs, as files: vcuda as its wheel has it, and the packages it is pinned to.
+
+They are those of this interpreter's environment. The native libraries come from build/native, the rest of
+vcuda from the checkout.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from tests.cluster.machine.errors import ClusterError
+from tests.cluster.machine.programs import ROOT
+
+PACKAGES = "/usr/local/lib/vcuda-packages"
+"""Where they are in the image: PYTHONPATH has to name it."""
+_OWN = ("vcuda", "admission", "deviceplugin")
+_CARRIED = ("libvcuda.so", "sim/libcuda.so.1", "sim/libnvidia-ml.so.1", "sim/simgpu-stat", "bench/cores")
+"""Of build/native: what a wheel has in vcuda/_lib."""
+_PINNED = ("base.txt", "cluster.txt")
+_NOT = frozenset({"__pycache__", "tests"})
+
+
+def files(scratch: Path) -> dict[str, Path | bytes | str]:
+    """Path in the image to file; commands are made in `scratch`.
+
+    Raises:
+        ClusterError: a pinned package is not installed here.
+    """
+    found: dict[str, Path | bytes | str] = dict(_pinned())
+    for package in _OWN:
+        for path in sorted((ROOT / package).rglob("*")):
+            within = path.relative_to(ROOT)
+            if path.is_file() and not _NOT & set(within.parts):
+                found[f"{PACKAGES}/{within}"] = path
+    for name in _CARRIED:
+        found[f"{PACKAGES}/vcuda/_lib/{name}"] = ROOT / "build" / "native" / name
+    scratch.mkdir(parents=True, exist_ok=True)
+    for command in metadata.distribution("vcuda").entry_points.select(group="console_scripts"):
+        script = scratch / command.name
+        script.write_text(
+            "#!/usr/bin/python3\n"
+            f"import sys\nfrom {command.module} import {command.attr}\nsys.exit({command.attr}())\n"
+        )
+        script.chmod(0o755)
+        found[f"/usr/local/bin/{command.name}"] = script
+    return found
+
+
+def _pinned() -> Iterator[tuple[str, Path]]:
+    for file in _PINNED:
+        text = (ROOT / "requirements" / file).read_text(encoding="utf-8")
+        for name in re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE):
+            try:
+                listed = metadata.distribution(name).files
+            except metadata.PackageNotFoundError as error:
+                raise ClusterError(
+                    f"image: package {name} of requirements/{file} is not installed"
+                ) from error
+            for each in listed or ():
+                # What lies beside the packages, such as commands, is not needed.
+                if each.parts[0] != ".." and not _NOT & set(each.parts):
+                    yield f"{PACKAGES}/{each}", Path(str(each.locate()))

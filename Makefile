@@ -46,6 +46,7 @@ bench: setup ## What each part costs, and how exact core shares are: tables, JSO
 	@$(BIN)/python -m tools.bench_webhook --json build/bench/webhook.json
 	@$(BIN)/python -m tools.bench_placing | tee build/bench/placing.json
 	@$(BIN)/python -m tools.bench_allocate | tee build/bench/allocate.json
+	@$(BIN)/python -m tools.bench_cluster | tee build/bench/cluster.json
 	@$(BIN)/vcuda bench cores --json build/bench/cores.json --plot build/bench/cores.png
 
 .PHONY: soak

@@ -110,6 +110,7 @@ class Agent:
         self._known = asyncio.Event()
         self._outside: dict[str, list[tuple[int, int]]] = {}
         self._contested = False
+        self._leaving = False
         self._turned = time.monotonic()
         self._loop = asyncio.get_running_loop()
 
@@ -145,7 +146,8 @@ class Agent:
                 tasks.create_task(self._every(1.0, self._turn)),
             ]
             await stop.wait()
-            self._cluster.offer(self._inventory.cards, unit_bytes=self._settings.memory_unit, served=False)
+            self._leaving = True
+            self._look()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GOODBYE_SECONDS):
                     await self._cluster.offered()
@@ -164,7 +166,9 @@ class Agent:
         """Say what there is, after something changed."""
         self._offers.look()
         self._cluster.offer(
-            self._inventory.cards, unit_bytes=self._settings.memory_unit, served=self._plugins.registered
+            self._inventory.cards,
+            unit_bytes=self._settings.memory_unit,
+            served=self._plugins.registered and not self._leaving,
         )
 
     def _offer(self, resource: Resource) -> Offer:
@@ -315,7 +319,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         return
     server = None
     try:
-        if settings.metrics_address:
+        if settings.metrics is not None:
             server = MetricsServer(address=settings.metrics)
             _LOG.info("metrics: port %d", server.start())
         directory = sim_dir(settings)

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from deviceplugin.inventory import Use
 from deviceplugin.server import Counts
 from deviceplugin.shares import Reading
+from vcuda.errors import VcudaError
 from vcuda.kube.nodes import NodeCard
 from vcuda.kube.placing import CardRoom
 
@@ -208,6 +209,10 @@ def _of_agent(sources: Sources) -> Iterator[Metric]:
         yield family
 
 
+class MetricsError(VcudaError):
+    """The metrics cannot be served."""
+
+
 @dataclass
 class MetricsServer:
     """/metrics, /healthz and /readyz over HTTP, in threads."""
@@ -222,7 +227,7 @@ class MetricsServer:
         """Listen; the port.
 
         Raises:
-            OSError: the address cannot be had.
+            MetricsError: the address cannot be had.
 
         """
         registry, state = self._registry, self._state
@@ -249,7 +254,11 @@ class MetricsServer:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
                 _LOG.debug(format, *args)
 
-        self._server = ThreadingHTTPServer(self.address, Handler)
+        try:
+            self._server = ThreadingHTTPServer(self.address, Handler)
+        except OSError as error:
+            host, port = self.address
+            raise MetricsError(f"metrics_address {host}:{port}: {error.strerror or error}") from error
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
         return int(self._server.server_address[1])
 

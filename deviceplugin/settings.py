@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     )
 
     metrics_address: str = Field(
-        default="127.0.0.1:9402", description="ADDRESS:PORT of /metrics, /healthz and /readyz; empty: none"
+        default="127.0.0.1:9402", description="ADDRESS:PORT of /metrics, /healthz and /readyz; 'none': there are none"
     )
     kubeconfig: Path | None = Field(
         default=None,
@@ -105,8 +105,7 @@ class Settings(BaseSettings):
     def _together(self) -> "Settings":
         if self.simulated is not None and (self.driver_dir is not None or self.cdi_kind is not None):
             raise ValueError("simulated: goes with neither driver_dir nor cdi_kind")
-        if self.metrics_address:
-            _ = self.metrics
+        _ = self.metrics
         return self
 
     @property
@@ -120,13 +119,15 @@ class Settings(BaseSettings):
         return self.host_run_dir or self.run_dir
 
     @property
-    def metrics(self) -> tuple[str, int]:
-        """The address and port of the metrics.
+    def metrics(self) -> tuple[str, int] | None:
+        """The address and port of the metrics; None: there are none.
 
         Raises:
             ValueError: it is none.
 
         """
+        if self.metrics_address == "none":
+            return None
         host, colon, port = self.metrics_address.rpartition(":")
         if not colon or not port.isdecimal() or int(port) > 65535:
             raise ValueError(f"metrics_address: {self.metrics_address!r} is not ADDRESS:PORT")

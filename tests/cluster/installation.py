@@ -124,7 +124,7 @@ class Installation(Site):
             "VCUDA_NODE_NAME": NODE,
             "VCUDA_NODE_KUBECONFIG": str(self.cluster.kubeconfig("vcuda-node")),
             "VCUDA_NODE_SIMULATED": cards,
-            "VCUDA_NODE_METRICS_ADDRESS": "",
+            "VCUDA_NODE_METRICS_ADDRESS": f"{self.cluster.address(51)}:9402",
             "VCUDA_NODE_RECONCILE_SECONDS": "0.5",
         }
         return self.cluster.node.start("burst-agent", [sys.executable, "-P", "-m", "deviceplugin"], env=env)

@@ -53,6 +53,8 @@ class Burst:
     chance: random.Random
     replaced: bool = False
     """Whether the kubelet may fail pods, since it or the agent is away; their owner then makes them anew."""
+    rebooted: bool = False
+    """Whether the node may lose all that runs there."""
     seen: dict[str, str] = field(default_factory=dict)
     """The id of each container that was seen running, by the pod's uid."""
     done: set[str] = field(default_factory=set)
@@ -133,6 +135,10 @@ class Burst:
             moved = self.installation.moved()  # after the grants: it is published before them
         except (ApiError, OSError, ConnectionError):
             return False
+        except ClusterError:
+            if self.rebooted:  # just now
+                return False
+            raise
         by_uid: dict[str, list[Held]] = defaultdict(list)
         for each in held:
             by_uid[each.uid].append(each)
@@ -145,7 +151,7 @@ class Burst:
                 continue
             if phase == "Failed":
                 self._failed(pod)
-            elif phase == "Running":
+            elif phase == "Running" and (by_uid[uid] or not self.rebooted):  # else it was, before the reboot
                 self._check_pod(pod, by_uid[uid], moved.get(uid, {}))
                 right.append(pod)
         for pod in right:
@@ -207,10 +213,12 @@ class Burst:
         uid, metadata = pod["metadata"]["uid"], pod["metadata"]
         message = pod["status"].get("message", "")
         assert self.replaced, (metadata["name"], message)
+        if self.rebooted:
+            self.seen.pop(uid, None)
         assert uid not in self.seen, f"{metadata['name']} was running: {message}"
         ended = [each["state"].get("terminated", {}) for each in pod["status"].get("containerStatuses", ())]
         unmade = any(each.get("reason") in UNMADE for each in ended)
-        assert unmade or any(text in message for text in PLUGIN_AWAY), pod["status"]
+        assert unmade or self.rebooted or any(text in message for text in PLUGIN_AWAY), pod["status"]
         limits = pod["spec"]["containers"][0]["resources"]["limits"]
         self._delete(pod)
         again = f"{metadata['name'].partition('-')[0]}-{self.chance.getrandbits(32):08x}"
@@ -299,5 +307,34 @@ def test_burst_with_everything_killed_at_random(installation: Installation, each
                 print(f"{name} was started again")
         burst.close()
     cluster.wait_node_ready()
+    until("nothing is left", lambda: left(installation), timeout_s=120)
+    assert len(burst.done) == each * CLIENTS
+
+
+@pytest.mark.parametrize(
+    ("each", "reboots"), [(4, 1), pytest.param(25, 5, marks=pytest.mark.soak)], ids=["16", "100"]
+)
+def test_burst_while_the_node_reboots(installation: Installation, each: int, reboots: int) -> None:
+    """All of the node is killed, containers and agent too, and /run is empty after it."""
+    chance = random.Random(reboots)
+    cluster = installation.cluster
+    burst = Burst(installation, each, chance, replaced=True, rebooted=True)
+    over = threading.Event()
+
+    def reboot() -> None:
+        for _ in range(reboots):
+            if over.wait(chance.uniform(3, 8)):
+                return
+            cluster.reboot()
+            installation.agent.start()
+
+    rebooter = threading.Thread(target=reboot)
+    rebooter.start()
+    try:
+        burst.run(timeout_s=600)
+    finally:
+        over.set()
+        rebooter.join()
+        burst.close()
     until("nothing is left", lambda: left(installation), timeout_s=120)
     assert len(burst.done) == each * CLIENTS

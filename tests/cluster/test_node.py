@@ -125,7 +125,7 @@ def agent(cluster: Cluster) -> Iterator[Any]:
             "VCUDA_NODE_NAME": NODE,
             "VCUDA_NODE_KUBECONFIG": str(cluster.kubeconfig("node-agent")),
             "VCUDA_NODE_SIMULATED": TWO,
-            "VCUDA_NODE_METRICS_ADDRESS": "",
+            "VCUDA_NODE_METRICS_ADDRESS": "none",
             "VCUDA_NODE_RECONCILE_SECONDS": "0.5",
         },
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -186,6 +187,15 @@ def test_node_is_served_while_the_kubelet_listens_to_the_agent(node: Node) -> No
     assert not served()  # nothing is placed on it from now on
     node.agent.start()
     assert eventually(served)
+
+
+def test_metrics_address_that_another_has_is_named(node: Node) -> None:
+    with socket.create_server(("127.0.0.1", node.agent.port)):
+        node.agent.start()
+        assert node.agent.process is not None
+        assert node.agent.process.wait(timeout=60) == 1
+    said = node.agent.log.read_text().splitlines()
+    assert said[-1] == f"vcuda-node: metrics_address 127.0.0.1:{node.agent.port}: Address already in use"
 
 
 def test_without_the_api_what_is_known_is_served(node: Node) -> None:

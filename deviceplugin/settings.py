@@ -74,7 +74,8 @@ class Settings(BaseSettings):
     )
 
     metrics_address: str = Field(
-        default="127.0.0.1:9402", description="ADDRESS:PORT of /metrics, /healthz and /readyz; 'none': there are none"
+        default="127.0.0.1:9402",
+        description="ADDRESS:PORT of /metrics, /healthz and /readyz; none: they are not served",
     )
     kubeconfig: Path | None = Field(
         default=None,

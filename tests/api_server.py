@@ -188,6 +188,11 @@ class ApiServer:
                 if key in self.objects:
                     raise Refused(409, f"{plural} {key[2]!r} already exists")
                 return self._store(key, made, "ADDED")
+            case "POST", _ if sub == "eviction":
+                before = self._found((plural, namespace, name))
+                self._check_preconditions(asked.body["deleteOptions"]["preconditions"], before)
+                self.delete(plural, namespace, name)
+                return {"kind": "Status", "status": "Success"}
             case "PUT", _:
                 before = self._found((plural, namespace, name))
                 self._check_preconditions(asked.body["metadata"], before)

@@ -1,4 +1,4 @@
-"""What vcuda costs in a cluster: `python -m tools.bench_cluster`. Prints JSON. Needs what tests/cluster needs.
+"""What vcuda costs in a cluster: `python -m tools.bench_cluster`. Prints JSON. Needs what its tests need.
 
 drained: pods of four queues wait on the real API server, then the controller starts. Nodes with cards are
     objects without a kubelet. Pods placed per second, and the most memory that the controller had.

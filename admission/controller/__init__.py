@@ -19,6 +19,7 @@ from admission.controller.placer import Placer
 from admission.controller.settings import ControllerSettings
 from admission.controller.state import NodeSink, PodSink, State
 from admission.controller.tell import Teller
+from admission.controller.unbound import Unbound
 from admission.controller.watch import Sink, follow
 from vcuda.apiserver import Api, ApiError, path_of
 
@@ -97,3 +98,4 @@ async def _lead(api: Api, lease: Lease, *, settings: ControllerSettings, metrics
         placer = Placer(api, state, lease, key=key, settings=settings, metrics=metrics, looked=teller.looked)
         group.create_task(placer.run())
         group.create_task(teller.run())
+        group.create_task(Unbound(api, state, lease, settings=settings).run())

@@ -56,6 +56,10 @@ class ControllerSettings(BaseSettings):
     refused_s: float = Field(default=60.0, gt=0)
     """After which a pod whose placement the API refused is tried again."""
 
+    unbound_s: float = Field(default=300.0, ge=0)
+    """After which a placed pod that the scheduler cannot bind is evicted, if it has an owner that makes it
+    anew, and told so else; 0: never."""
+
     tell_s: float = Field(default=2.0, ge=0)
     """The least time between two conditions written on one pod."""
     patience_s: float = Field(default=1.0, ge=0)

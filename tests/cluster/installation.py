@@ -157,9 +157,10 @@ def start_webhook(cluster: Cluster, name: str, **settings: str) -> Program:
     return _start(cluster, name, "webhook", {f"VCUDA_ADMISSION_{key}": value for key, value in env.items()})
 
 
-def start_controller(cluster: Cluster, name: str) -> Program:
-    """A controller, beside the control plane, with the settings QUICK."""
-    env = {"KUBECONFIG": str(cluster.kubeconfig("vcuda-controller")), **QUICK}
+def start_controller(cluster: Cluster, name: str, **settings: str) -> Program:
+    """A controller, beside the control plane; settings go over QUICK."""
+    given = {setting.upper(): value for setting, value in settings.items()}
+    env = {"KUBECONFIG": str(cluster.kubeconfig("vcuda-controller")), **QUICK, **given}
     return _start(
         cluster, name, "controller", {f"VCUDA_CONTROLLER_{key}": value for key, value in env.items()}
     )

@@ -196,3 +196,56 @@ def test_api_server_that_was_away_is_caught_up_with(site: Site) -> None:
     site.delete_pod("a")
     until("the next one goes", lambda: set(site.bound()) == {"b"}, timeout_s=40)
     site.check()
+
+
+def test_placed_pod_that_finds_its_node_full_is_evicted_and_made_anew(site: Site) -> None:
+    """The node's CPUs are taken by a pod without a share, of which placement does not know."""
+    site.add_nodes([16])
+    filler = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "filler", "namespace": site.namespace},
+        "spec": {
+            "nodeName": site.nodes[0],
+            "containers": [{"name": "main", "image": "test", "resources": {"requests": {"cpu": "64"}}}],
+        },
+    }
+    site.client.create(Pod.from_dict(filler))
+    made = kube_objects.pod(
+        "made",
+        namespace=site.namespace,
+        containers=[kube_objects.container("main", 30, 8, cpu="1")],
+        nodeSelector={"site": site.namespace},
+        tolerations=[{"operator": "Exists"}],
+    )
+    labels = {**made["metadata"]["labels"], "app": "made"}
+    replicas = {
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "metadata": {"name": "made", "namespace": site.namespace},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": {"app": "made"}},
+            "template": {
+                "metadata": {"labels": labels, "annotations": made["metadata"]["annotations"]},
+                "spec": made["spec"],
+            },
+        },
+    }
+    # The policy asks for an arrival and a gate, which the template has as the webhook would set them.
+    site.cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(replicas))
+
+    def uids() -> set[str]:
+        return {pod["metadata"]["uid"] for name, pod in site.pods().items() if name.startswith("made-")}
+
+    until("a pod is made", uids)
+    (before,) = uids()
+    assert site.controller is not None
+    site.controller.stop()
+    site.controller = start_controller(site.cluster, f"impatient-{site.namespace}", unbound_s="2")
+    until("another pod is in its place", lambda: uids() and before not in uids())
+    told = ("get", "events", "--field-selector=reason=Unbound", f"--namespace={site.namespace}", "-o", "yaml")
+    until("an Event says why", lambda: "Insufficient cpu" in site.cluster.kubectl(*told))
+    site.delete_pod("filler")
+    until("it is bound", lambda: set(site.bound()) - {"filler"}, timeout_s=90)
+    site.cluster.kubectl("delete", "replicaset", "made", f"--namespace={site.namespace}")

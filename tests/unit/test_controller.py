@@ -202,6 +202,66 @@ def test_pods_are_placed_signed_and_told(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+def test_placed_pod_that_is_never_bound_is_evicted_if_it_will_be_made_anew(tmp_path: Path) -> None:
+    """As the scheduler tells it: it keeps the time of the condition that said that the pod was gated."""
+
+    def unschedulable(found: dict[str, Any]) -> None:
+        scheduled = {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "0/1 nodes are available: 1 Insufficient cpu.",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
+        found["status"].setdefault("conditions", []).append(scheduled)
+
+    def names(server: ApiServer) -> set[str]:
+        return {each["metadata"]["name"] for each in server.all("pods")}
+
+    async def story(server: ApiServer, controllers: Controllers) -> None:
+        server.put(node("n1", [16]))
+        owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": True}
+        for name in ("owned", "bare", "bound", "late"):
+            made = pod(name, 20, 8)
+            if name != "bare":
+                made["metadata"]["ownerReferences"] = [owner]
+            server.put(made)
+        controllers.start(unbound_s=2.0)
+        await until(lambda: len(placed(server)) == 4, controllers)
+        server.edit("pods", "team", "bound", lambda found: found["spec"].update(nodeName="n1"))
+        began = asyncio.get_running_loop().time()
+        for name in ("owned", "bare", "bound", "late"):
+            server.edit("pods", "team", name, unschedulable)
+        await asyncio.sleep(0.5)
+
+        # It was bound after all: what is evicted is no longer what was seen.
+        async def binds(asked: Asked) -> None:
+            if asked.path.endswith("/late/eviction"):
+                server.before = None
+                server.edit("pods", "team", "late", lambda found: found["spec"].update(nodeName="n1"))
+
+        server.before = binds
+        await until(lambda: events(server, "owned")[-1:] == ["Unbound"], controllers)
+        await until(lambda: events(server, "bare")[-1:] == ["Unbound"], controllers)
+        await until(lambda: server.before is None, controllers)
+        assert asyncio.get_running_loop().time() - began >= 2.0
+        assert names(server) == {"bare", "bound", "late"}
+        (note,) = [
+            each["note"]
+            for each in server.all("events")
+            if each["regarding"]["name"] == "bare" and each["reason"] == "Unbound"
+        ]
+        assert note == (
+            "was placed on node n1, where the scheduler cannot bind it: 0/1 nodes are available: "
+            "1 Insufficient cpu.; delete it to free the share that it holds"
+        )
+        server.put(pod("next", 40, 8))  # in the room of the one that was evicted
+        await until(lambda: "next" in placed(server), controllers)
+        check_books(server)
+
+    play(tmp_path, story)
+
+
 def test_who_waits_is_told_where_and_why_and_goes_when_there_is_room(tmp_path: Path) -> None:
     async def story(server: ApiServer, controllers: Controllers) -> None:
         server.put(node("n1", [16]))

@@ -8,6 +8,8 @@ and queues again. One that nobody would make anew is left to its owner, who is t
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from admission.controller.lease import Lease
 from admission.controller.patches import event_of
@@ -30,7 +32,7 @@ class Unbound:
         self._lease = lease
         self._settings = settings
         self._since: dict[str, float] = {}
-        """When each was first seen so: the API keeps a condition's time while its status stays what it was."""
+        """When each was first seen so: a condition keeps its time while its status stays the same."""
         self._told: set[str] = set()
 
     async def run(self) -> None:
@@ -113,5 +115,5 @@ def eviction(known: Known) -> Json:
     }
 
 
-def _metadata(known: Known) -> Json:
+def _metadata(known: Known) -> Mapping[str, Any]:
     return mapping(known.json.get("metadata"))

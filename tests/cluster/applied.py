@@ -46,7 +46,7 @@ class Applied(Site):
             for each in yaml.safe_load_all(cluster.kubectl("kustomize", OVERLAY))
             for container in _containers(each)
         }
-        files = packages.files(directory / "commands")
+        files = packages.vcuda(directory / "commands")
         cluster.image(image, files, env={"PYTHONPATH": packages.PACKAGES, "PYTHONUNBUFFERED": "1"})
         self._write(cards)
 

@@ -321,12 +321,14 @@ def test_burst_while_the_node_reboots(installation: Installation, each: int, reb
     burst = Burst(installation, each, chance, replaced=True, rebooted=True)
     over = threading.Event()
 
+    done = 0
+
     def reboot() -> None:
-        for _ in range(reboots):
-            if over.wait(chance.uniform(3, 8)):
-                return
+        nonlocal done
+        while done < reboots and not over.wait(chance.uniform(3, 8)):
             cluster.reboot()
             installation.agent.start()
+            done += 1
 
     rebooter = threading.Thread(target=reboot)
     rebooter.start()
@@ -336,5 +338,6 @@ def test_burst_while_the_node_reboots(installation: Installation, each: int, reb
         over.set()
         rebooter.join()
         burst.close()
+    assert done > 0
     until("nothing is left", lambda: left(installation), timeout_s=120)
     assert len(burst.done) == each * CLIENTS

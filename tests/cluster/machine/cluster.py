@@ -37,6 +37,7 @@ _PREFIX = "vcuda-cluster-"
 _OWNER = "owner"
 _KEPT_LOGS = ROOT / "build" / "cluster" / "logs"
 _REQUEST_S = 30
+_TRIES = 3
 
 
 class Cluster:
@@ -167,8 +168,19 @@ class Cluster:
         self.node.setup = self._files.setup()
         self.node.begin()
         for name in ("containerd", "kubelet"):
+            self._bring_up(name)
+
+    def _bring_up(self, name: str) -> None:
+        """As systemd does: a kubelet that asks containerd too early ends, and is started again."""
+        for left in reversed(range(_TRIES)):
             self.servers[name].start()
-            self.servers[name].wait_ready()
+            try:
+                self.servers[name].wait_ready()
+            except ClusterError:
+                if self.servers[name].running or not left:
+                    raise
+            else:
+                return
 
     def keep_logs(self) -> None:
         """Copy the logs so far to build/cluster/logs, and say where they are."""

@@ -1,13 +1,8 @@
-"""What the Containerfile installs, as files: vcuda as its wheel has it, and the packages it is pinned to.
-
-They are those of this interpreter's environment. The native libraries come from build/native, the rest of
-vcuda from the checkout.
-"""
+"""Python packages of this interpreter's environment as files of an image."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -23,13 +18,23 @@ _PINNED = ("base.txt", "cluster.txt")
 _NOT = frozenset({"__pycache__", "tests"})
 
 
-def files(scratch: Path) -> dict[str, Path | bytes | str]:
-    """Path in the image to file; commands are made in `scratch`.
+def vcuda(scratch: Path) -> dict[str, Path | bytes | str]:
+    """What the Containerfile installs: vcuda as its wheel has it, and the packages it is pinned to.
+
+    The native libraries come from build/native, the rest of vcuda from the checkout; commands are made in
+    `scratch`.
 
     Raises:
         ClusterError: a pinned package is not installed here.
     """
-    found: dict[str, Path | bytes | str] = dict(_pinned())
+    pinned = [
+        name
+        for file in _PINNED
+        for name in re.findall(
+            r"^([A-Za-z0-9._-]+)==", (ROOT / "requirements" / file).read_text(encoding="utf-8"), re.MULTILINE
+        )
+    ]
+    found = installed(*pinned)
     for package in _OWN:
         for path in sorted((ROOT / package).rglob("*")):
             within = path.relative_to(ROOT)
@@ -49,17 +54,20 @@ def files(scratch: Path) -> dict[str, Path | bytes | str]:
     return found
 
 
-def _pinned() -> Iterator[tuple[str, Path]]:
-    for file in _PINNED:
-        text = (ROOT / "requirements" / file).read_text(encoding="utf-8")
-        for name in re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE):
-            try:
-                listed = metadata.distribution(name).files
-            except metadata.PackageNotFoundError as error:
-                raise ClusterError(
-                    f"image: package {name} of requirements/{file} is not installed"
-                ) from error
-            for each in listed or ():
-                # What lies beside the packages, such as commands, is not needed.
-                if each.parts[0] != ".." and not _NOT & set(each.parts):
-                    yield f"{PACKAGES}/{each}", Path(str(each.locate()))
+def installed(*names: str) -> dict[str, Path | bytes | str]:
+    """Path in the image to file, of packages by their names as pip has them, without what they depend on.
+
+    Raises:
+        ClusterError: one is not installed here.
+    """
+    found: dict[str, Path | bytes | str] = {}
+    for name in names:
+        try:
+            listed = metadata.distribution(name).files
+        except metadata.PackageNotFoundError as error:
+            raise ClusterError(f"image: package {name} is not installed here") from error
+        for each in listed or ():
+            # What lies beside the packages, such as commands, is not needed.
+            if each.parts[0] != ".." and not _NOT & set(each.parts):
+                found[f"{PACKAGES}/{each}"] = Path(str(each.locate()))
+    return found

@@ -11,8 +11,9 @@
 #include "meter_parts.h"
 
 #define SKIP 32
-#define POSTPONED 8     /* times at most */
-#define TAIL_NS 1000000 /* of work in a stream that makes its end worth an event */
+#define POSTPONED 8        /* times at most */
+#define TIED_NS 1000000000 /* after which what pairs tell has to be told again */
+#define TAIL_NS 1000000    /* of work in a stream that makes its end worth an event */
 
 uint32_t vcuda_captures;
 int32_t vcuda_graphics_captures;
@@ -270,9 +271,17 @@ static bool is_much(const struct vcuda_stream_meter *meter) {
            vcuda_meter_pending(meter) >= TAIL_NS * vcuda_coarse(meter);
 }
 
+/* Whether there are events for a pair too, before and behind a launch in an empty stream, or there was one
+ * lately: it alone tells how late the end of a wait is noticed, and ties the GPU's clock to the host's. */
+static bool leaves_a_pair(const struct vcuda_stream_meter *meter) {
+    return meter->outstanding || meter->context->events_left > 2 ||
+           vcuda_clock_ns() - meter->context->tied_ns < TIED_NS;
+}
+
 struct vcuda_sample *vcuda_meter_tail(struct vcuda_stream_meter *meter) {
     if (!meter->key || !vcuda_meter_holds_more(meter) || !vcuda_is_ours(meter) || meter->card < 0 ||
-        !is_much(meter) || vcuda_meter_captures(meter->stream, false) != VCUDA_CAPTURES_NOT ||
+        !is_much(meter) || !leaves_a_pair(meter) ||
+        vcuda_meter_captures(meter->stream, false) != VCUDA_CAPTURES_NOT ||
         (!meter->outstanding && vcuda_real.cuStreamQuery(meter->stream) != CUDA_ERROR_NOT_READY) ||
         !vcuda_lock_try(&meter->recording))
         return NULL;

@@ -57,7 +57,8 @@ struct vcuda_context_meter {
     uint64_t id;       /* tells a context from a later one at the same address; 0 on drivers before 12.0 */
     CUdevice device;
     bool primary;
-    bool lag_tied; /* lag_ns comes from an event in an empty stream, not from an end that was noticed */
+    bool lag_tied;    /* lag_ns comes from an event in an empty stream, not from an end that was noticed, */
+    uint64_t tied_ns; /* and did so last at this time, by the host's clock */
     int card;
     struct vcuda_stream_meter *streams;
     CUevent base; /* an event that was reached, and its place on this context's clock */

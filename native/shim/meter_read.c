@@ -125,6 +125,7 @@ static void set_clocks(struct vcuda_context_meter *context, const struct vcuda_s
         if (!context->lag_tied || least > context->lag_ns)
             context->lag_ns = least;
         context->lag_tied = true;
+        context->tied_ns = vcuda_clock_ns();
     }
     if (context->lag_ns == 0 || most < context->lag_ns)
         context->lag_ns = most;

@@ -70,8 +70,8 @@ static void learn_notice(struct vcuda_context_meter *context, uint64_t took_ns) 
     int64_t off = (int64_t)took_ns - context->notice_ns;
     if (off > NOTICE_NS || off < -NOTICE_NS)
         return;
-    context->notice_ns += off / 8;
-    context->spread_ns += ((off < 0 ? -off : off) - context->spread_ns) / 8;
+    context->notice_ns += off / 4;
+    context->spread_ns += ((off < 0 ? -off : off) - context->spread_ns) / 4;
 }
 
 /* A thread that waited for one stream's kernels did so as long as they ran, but for what it usually takes to

@@ -100,11 +100,12 @@ def test_api_server_that_was_away_harms_nobody_and_is_caught_up_with(
     finally:
         cluster.start("apiserver")
         cluster.servers["apiserver"].wait_ready()
-    pods.delete(client, "goes", namespace=namespace)
+    # A kubelet that has tried in vain for long tries again only now and then.
+    pods.delete(client, "goes", namespace=namespace, timeout_s=180)
     until("the webhook is asked again", installation.admits)
     cluster.wait_node_ready()
     put(installation, namespace, "comes", cores=60)
-    pods.wait_phase(client, "comes", "Running", namespace=namespace, timeout_s=120)
+    pods.wait_phase(client, "comes", "Running", namespace=namespace, timeout_s=180)
     goes_on(installation, namespace, "comes")
     goes_on(installation, namespace, "stays")
     (now,) = pods.get(client, "stays", namespace=namespace).status.containerStatuses

@@ -16,6 +16,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "pidns.h"
+
 #define MAGIC 0x3175706753494d53U /* "SMISgpu1" */
 #define VERSION 2
 #define DEFAULT_CARDS "V100-SXM2-16GB"
@@ -480,9 +482,8 @@ int sim_machine_join(void) {
         int found = settle_down();
         if (found >= 0) {
             struct sim_process *process = &machine->processes[found];
-            struct stat own;
             process->pid = (int32_t)getpid();
-            process->pid_namespace = stat("/proc/self/ns/pid", &own) == 0 ? own.st_ino : 0;
+            process->pid_namespace = sim_pid_namespace("/proc/self/ns/pid");
             process->generation++;
             if ((uint32_t)found >= machine->processes_high)
                 machine->processes_high = (uint32_t)found + 1;

@@ -54,7 +54,7 @@ struct sim_card {
 struct sim_process {
     uint32_t in_use;
     int32_t pid;            /* in the process's own pid namespace, */
-    uint64_t pid_namespace; /* whose inode this is; 0: not known */
+    uint64_t pid_namespace; /* of which this is the number; 0: not known */
     uint64_t generation;
 };
 

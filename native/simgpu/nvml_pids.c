@@ -7,17 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "nvml_state.h"
+#include "pidns.h"
 
 /* Where a process was found before, to look there first: all of /proc takes its time. */
 static int32_t found_before[SIM_NVML_PROCESSES];
-
-static uint64_t inode_of(const char *path) {
-    struct stat status;
-    return stat(path, &status) == 0 ? status.st_ino : 0;
-}
 
 /* The pid of a process in its own, innermost namespace; 0 where it has ended. */
 static int32_t inner_pid(int32_t process) {
@@ -38,7 +33,7 @@ static int32_t inner_pid(int32_t process) {
 static bool is(int32_t process, const struct sim_nvml_process *wanted) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/ns/pid", process);
-    return inode_of(path) == wanted->pid_namespace && inner_pid(process) == wanted->pid;
+    return sim_pid_namespace(path) == wanted->pid_namespace && inner_pid(process) == wanted->pid;
 }
 
 /* The pid here of a process of another namespace; 0 where it cannot be seen from here. */
@@ -61,7 +56,7 @@ static int32_t pid_here(const struct sim_nvml_process *wanted, uint32_t index) {
 }
 
 void sim_nvml_tell_pids(struct sim_nvml_card *card) {
-    uint64_t own = inode_of("/proc/self/ns/pid");
+    uint64_t own = sim_pid_namespace("/proc/self/ns/pid");
     uint32_t kept = 0;
     for (uint32_t i = 0; i < card->process_count; i++) {
         struct sim_nvml_process process = card->processes[i];

@@ -45,6 +45,15 @@ class Node:
         assert eventually(lambda: NAMES.cards in self.api.annotations)
         assert eventually(lambda: self.agent.metrics()["vcuda_node_synced"] == {("node-1",): 1.0})
 
+    def again(self) -> None:
+        """Kill the agent, and start it; wait until the kubelet has both resources of the new one."""
+        before = len(self.kubelet.registrations)
+        self.agent.kill()
+        self.agent.start()
+        assert eventually(lambda: len(self.kubelet.registrations) == before + 2 and self.kubelet.ready()), (
+            self.agent.log.read_text()[-2000:]
+        )
+
     @property
     def cards(self) -> list[str]:
         return [card.uuid for card in decode_cards(self.api.annotations[NAMES.cards]).cards]
@@ -128,9 +137,7 @@ def test_share_of_a_pod_deleted_by_force_is_free_when_its_program_ends(node: Nod
         with pytest.raises(grpc.RpcError) as caught:
             node.kubelet.start(after)
         assert "not free yet" in caught.value.details()
-        node.agent.kill()
-        node.agent.start()
-        assert eventually(node.kubelet.ready)
+        node.again()
     assert process.poll() is None
     process.communicate("\n")
     assert eventually(lambda: len(node.agent.tickets()) == 1)
@@ -207,9 +214,7 @@ def test_without_the_api_what_is_known_is_served(node: Node) -> None:
     node.api.away = True
     node.kubelet.admit(known)
     assert node.grant(node.kubelet.start(known)).cards[0].memory_bytes == 4 * UNIT_BYTES
-    node.agent.kill()
-    node.agent.start()
-    assert eventually(node.kubelet.ready)
+    node.again()
     node.kubelet.start(ran)  # a container of before, started again
     node.kubelet.start(known)
 
@@ -249,10 +254,8 @@ def test_killed_at_random_instants_leaves_books_right(node: Node) -> None:
     while (waiting or kills < 10) and time.monotonic() < end:
         if kills < 10:
             time.sleep(chance.random() * 0.1)
-            node.agent.kill()
+            node.again()
             kills += 1
-            node.agent.start()
-            assert eventually(node.kubelet.ready), node.agent.log.read_text()
         for index in list(waiting):
             pod = pods[index]
             try:

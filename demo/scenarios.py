@@ -62,11 +62,6 @@ class Scenario:
         """Add a row."""
         self.claims.append(Claim(asked, got, expected, kept))
 
-    @property
-    def kept(self) -> bool:
-        """Whether all are."""
-        return all(each.kept for each in self.claims)
-
     def show(self, console: Console) -> None:
         """Print it."""
         table = Table("asked", "got", "expected", "ok", title=self.title, title_justify="left", min_width=80)

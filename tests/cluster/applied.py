@@ -17,7 +17,7 @@ from typing import Any, Self
 import yaml
 from lightkube.resources.core_v1 import Pod
 
-from tests.cluster.installation import RUN, SYSTEM, Site
+from tests.cluster.installation import QUICK, RUN, SYSTEM, Site
 from tests.cluster.machine import Cluster, packages, until
 from tests.cluster.machine.programs import ROOT
 
@@ -25,14 +25,10 @@ OVERLAY = ROOT / "manifests" / "overlays" / "simulated"
 WEBHOOK_PORT = 8443
 AGENT_PORT = 9402
 ROLLED_OUT = ("deployment/vcuda-admission", "deployment/vcuda-controller", "daemonset/vcuda-node")
-QUICK = {
-    "VCUDA_CONTROLLER_LEASE_S": "3",
-    "VCUDA_CONTROLLER_RENEW_S": "2",
-    "VCUDA_CONTROLLER_RETRY_S": "0.3",
-    "VCUDA_CONTROLLER_PATIENCE_S": "0",
-}
-"""With these another leader need not be waited for long."""
 _ROLLOUT_S = 120
+_FETCH = (
+    "import sys, urllib.request as r; sys.stdout.write(r.urlopen(sys.argv[1], timeout=10).read().decode())"
+)
 
 
 class Applied(Site):
@@ -134,7 +130,10 @@ class Applied(Site):
                 "vcuda-controller",
                 "controller",
                 controller,
-                {"VCUDA_CONTROLLER_METRICS_HOST": controller, **QUICK},
+                {
+                    f"VCUDA_CONTROLLER_{key}": value
+                    for key, value in {"METRICS_HOST": controller, **QUICK}.items()
+                },
                 spec=once,
             ),
             _on_the_host(
@@ -153,11 +152,6 @@ class Applied(Site):
             "patches": patches,
         }
         (self.directory / "kustomization.yaml").write_text(yaml.safe_dump(content))
-
-
-_FETCH = (
-    "import sys, urllib.request as r; sys.stdout.write(r.urlopen(sys.argv[1], timeout=10).read().decode())"
-)
 
 
 def _containers(manifest: dict[str, Any]) -> list[dict[str, Any]]:

@@ -39,6 +39,9 @@ def installation(cluster: Cluster) -> Iterator[Installation]:
     made = Installation(cluster, cards="V100-SXM2-16GB,V100-SXM2-16GB")
     yield made
     made.close()
+    # A kubelet that has tried in vain tries less and less often; tests after these would wait for it.
+    cluster.restart("kubelet")
+    cluster.wait_node_ready()
 
 
 @pytest.fixture
@@ -100,7 +103,6 @@ def test_api_server_that_was_away_harms_nobody_and_is_caught_up_with(
     finally:
         cluster.start("apiserver")
         cluster.servers["apiserver"].wait_ready()
-    # A kubelet that has tried in vain for long tries again only now and then.
     pods.delete(client, "goes", namespace=namespace, timeout_s=180)
     until("the webhook is asked again", installation.admits)
     cluster.wait_node_ready()

@@ -45,7 +45,7 @@ _API_SECONDS = 5.0
 _CALIBRATION_SECONDS = 20.0
 """A container does not wait longer for what contexts cost to be known; the kubelet allows it 30."""
 _CONTEST_SECONDS = 30.0
-_GOODBYE_SECONDS = 2.0
+_GOODBYE_SECONDS = 6.0
 _STALE_SECONDS = 30.0
 """A loop that has not turned for so long is stuck."""
 

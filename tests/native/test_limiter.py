@@ -97,7 +97,8 @@ PROGRAMS = [
 ]
 DEBT_MS = {1: 20, 10: 100}
 """What a share of so many percent has to do before a launch waits for a second or two."""
-HANGS_SECONDS = 100
+HANGS_SECONDS = 200
+"""A host that stands still for a second can look like work that a share of 1 % owes 100 s for."""
 RING_SECONDS = 40
 
 SITUATIONS = [(percent, kinds) for percent in DEBT_MS for kinds in ("known", "unknown")]

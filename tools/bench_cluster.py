@@ -43,8 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nodes", type=int, default=100, help="with 8 cards each")
-    parser.add_argument("--pods", type=int, default=1000, help="to be placed")
+    parser.add_argument("--nodes", type=int, default=40, help="with 8 cards each")
+    parser.add_argument("--pods", type=int, default=300, help="to be placed")
     parser.add_argument("--starts", type=int, default=20, help="pods with, and so many without a share")
     given = parser.parse_args()
     with Cluster() as cluster:
@@ -86,7 +86,10 @@ def drained(cluster: Cluster, *, nodes: int, count: int) -> dict[str, Any]:
     finally:
         controller.stop()
         cluster.kubectl("delete", "namespace", namespace, "--wait=false")
-        cluster.kubectl("delete", "pods", "--all", f"--namespace={namespace}", "--force", "--grace-period=0")
+        cluster.kubectl(
+            *("delete", "pods", "--all", f"--namespace={namespace}", "--force", "--grace-period=0"),
+            timeout_s=600,
+        )
         cluster.kubectl("delete", "nodes", *names)
         cluster.kubectl("delete", "-f", "-", stdin=listed, timeout_s=120)
     return {
